@@ -1,0 +1,5 @@
+"""`python -m langedit_core`."""
+
+from langedit_core.cli import entry
+
+entry()

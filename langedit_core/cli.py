@@ -1,0 +1,146 @@
+"""The command `langedit`: run a profile's cells and notebooks, render its reports, look at a model.
+
+run = cells (computed or loaded, with a progress bar) → notebooks (Papermill) → pages, tables, figures.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import logging
+import subprocess
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+app = typer.Typer(
+    add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False, help=__doc__.split("\n")[0]
+)
+REPOSITORY = Path(__file__).resolve().parents[1]
+
+ProfileOption = Annotated[str, typer.Option("--profile", help="smoke, quick, standard, paper, or a YAML file")]
+ModelOption = Annotated[
+    str | None,
+    typer.Option("--model", "--model_name_or_path", help="hub ID, folder, or packaged name; the profile's otherwise"),
+]
+DeviceOption = Annotated[str | None, typer.Option("--device", help="auto, cpu, cuda:0")]
+OutputOption = Annotated[
+    Path | None, typer.Option("--output-path", help="where reports/ and results/ go; the repository otherwise")
+]
+
+
+@app.callback()
+def main(verbose: Annotated[bool, typer.Option("--verbose", "-v", help="say more")] = False) -> None:
+    logging.basicConfig(level=logging.INFO if verbose else logging.WARNING, format="%(levelname)s: %(message)s")
+
+
+@app.command()
+def run(
+    profile: ProfileOption = "quick",
+    model: ModelOption = None,
+    device: DeviceOption = None,
+    output_path: OutputOption = None,
+) -> None:
+    """Compute a profile's cells (finished ones are not computed again), run its notebooks, render its reports."""
+    from langedit_core.analysis import open_study
+    from langedit_core.models import load_model
+    from langedit_core.notebooks import run_profile_notebooks
+    from langedit_core.profiles import load_profile
+    from langedit_core.study import is_done
+
+    chosen = load_profile(profile)
+    root = output_path or REPOSITORY
+    results, reports = root / "results", root / "reports" / chosen.name
+    name = model or chosen.model
+    cells = [cell for group in chosen.grids for cell in chosen.cells(group, name)]
+    waiting = [cell for cell in cells if not is_done(cell, results)]
+    say(f"profile {chosen.name}: {len(cells)} cells, {len(waiting)} to compute, {len(chosen.notebooks)} notebooks")
+    if waiting:
+        loaded = load_model(name, device=device or chosen.device)
+        for group in chosen.grids:
+            open_study(chosen, group, results, model=loaded, model_name=name)
+        del loaded
+    shared = dict(PROFILE=str(profile), RESULTS=str(results.resolve()), REPORTS=str(reports.resolve()))
+    if model:
+        shared["MODEL"] = model
+    notebooks = {stem: shared | parameters for stem, parameters in chosen.notebooks.items()}
+    entries = run_profile_notebooks(
+        notebooks, source=REPOSITORY / "notebooks", report_dir=reports, provenance=provenance(chosen.name, name)
+    )
+    say(f"done: {reports.resolve() / 'index.html'} ({len(entries)} reports)")
+
+
+@app.command()
+def report(profile: ProfileOption = "quick", output_path: OutputOption = None) -> None:
+    """Render a profile's reports again from the notebooks executed last."""
+    from langedit_core.notebooks import find_notebooks
+    from langedit_core.profiles import load_profile
+    from langedit_core.rendering import render, write_index
+
+    chosen = load_profile(profile)
+    reports = (output_path or REPOSITORY) / "reports" / chosen.name
+    executed = find_notebooks(reports / "executed")
+    if missing := [stem for stem in chosen.notebooks if stem not in executed]:
+        raise FileNotFoundError(f"not executed yet: {', '.join(missing)}; run `langedit run --profile {profile}` first")
+    line = provenance(chosen.name, chosen.model)
+    entries = [render(executed[stem], reports / f"{stem}.html", provenance=line) for stem in chosen.notebooks]
+    write_index(reports, entries, provenance=line)
+    say(f"rendered {len(entries)} reports into {reports.resolve()}")
+
+
+@app.command()
+def inspect(
+    model: Annotated[str, typer.Argument(help="hub ID, folder, or packaged name")], device: DeviceOption = None
+) -> None:
+    """Print a model's layers, shapes, write port, and whether a norm follows it."""
+    from langedit_core.models import inspect as sheet
+    from langedit_core.models import load_model
+
+    typer.echo(sheet(load_model(model, device=device or "auto")))
+
+
+def provenance(profile: str, model: str) -> str:
+    """One line for every page: profile, model, and the versions that decide about numbers."""
+    versions = ", ".join(f"{p} {importlib.metadata.version(p)}" for p in ("langedit-core", "torch", "transformers"))
+    return f"profile {profile} · model {model} · {versions}{commit()}"
+
+
+def commit() -> str:
+    """The commit of a source checkout whose code is unchanged; empty elsewhere, so that pages stay stable."""
+    try:
+        git = ["git", "-C", str(REPOSITORY)]
+        dirty = subprocess.run(
+            [*git, "status", "--porcelain", "--", "langedit_core", "notebooks"],
+            capture_output=True,
+            text=True,
+            check=True,
+        ).stdout.strip()
+        found = subprocess.run(
+            [*git, "log", "-1", "--format=%h", "--", "langedit_core", "notebooks"],
+            capture_output=True,
+            text=True,
+            check=True,
+        ).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return ""
+    return f" · code {found}{' with changes' if dirty else ''}" if found else ""
+
+
+def say(text: str) -> None:
+    typer.echo(text, err=True)
+
+
+def entry() -> None:
+    """`langedit`: errors of callers are one line and exit status 2, everything else keeps its traceback."""
+    try:
+        app()
+    except (ValueError, FileNotFoundError, ImportError) as error:
+        if "-v" in sys.argv or "--verbose" in sys.argv:
+            raise
+        say(f"error: {error}")
+        raise SystemExit(2) from error
+
+
+if __name__ == "__main__":
+    entry()

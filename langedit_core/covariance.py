@@ -1,0 +1,159 @@
+"""Second moments of keys over a corpus that is never edited: C = E[k kᵀ], one matrix per layer.
+
+The statistic is streamed, keeps its token count, and is cached under the model's and the corpus's hash; a running
+mean C̄_t = (n̄_{t−1}/n̄_t) C̄_{t−1} + (1/n̄_t) K_t K_tᵀ (LangEdit, arXiv 2506.10800) is the same object, updated.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from langedit_core.forward import run_until, tap_input
+from langedit_core.models import EditableModel
+from langedit_core.storage import CorruptFile, cache_home, load_tensors, save_tensors
+from langedit_core.tokens import Row, align, encode
+
+log = logging.getLogger(__name__)
+
+
+@dataclass
+class KeyCovariance:
+    """Uncentred second moment of keys that carries its count, so that a mean can never meet a sum.
+
+    ```python
+    covariance = KeyCovariance.empty(d_in)
+    covariance.update(keys)                 # d_in x n
+    covariance.mean                         # E[k kᵀ]
+    ```
+    """
+
+    gram: Float[Tensor, "d d"]  # Σ k kᵀ in float64
+    count: int
+
+    @classmethod
+    def empty(cls, d_in: int, device: torch.device | str = "cpu") -> KeyCovariance:
+        return cls(gram=torch.zeros(d_in, d_in, dtype=torch.float64, device=device), count=0)
+
+    @property
+    def mean(self) -> Float[Tensor, "d d"]:
+        """E[k kᵀ], float64.
+
+        Raises:
+            ValueError: No key was seen yet.
+        """
+        if not self.count:
+            raise ValueError("the covariance has seen no key; call update() or collect_covariance() first")
+        return self.gram / self.count
+
+    def update(self, keys: Float[Tensor, "d n"]) -> None:
+        """Add keys, one per column.
+
+        Raises:
+            ValueError: Wrong number of rows.
+            FloatingPointError: NaN or infinity among the keys.
+        """
+        if keys.shape[0] != self.gram.shape[0]:
+            raise ValueError(
+                f"keys have {keys.shape[0]} rows but the covariance takes {self.gram.shape[0]}; "
+                "pass inputs of the MLP output projection, one per column"
+            )
+        if not torch.isfinite(keys).all():
+            raise FloatingPointError("keys hold NaN or infinity; the covariance is left as it was")
+        self.gram += (keys @ keys.T).to(self.gram)
+        self.count += keys.shape[1]
+
+    def merge(self, other: KeyCovariance) -> KeyCovariance:
+        """The covariance of both samples together."""
+        return KeyCovariance(gram=self.gram + other.gram, count=self.count + other.count)
+
+    def copy(self) -> KeyCovariance:
+        return KeyCovariance(gram=self.gram.clone(), count=self.count)
+
+
+def corpus_hash(texts: Sequence[str]) -> str:
+    """SHA-256 of a corpus; part of the cache key and of every report."""
+    sha = hashlib.sha256()
+    for text in texts:
+        sha.update(text.encode() + b"\0")
+    return sha.hexdigest()
+
+
+@torch.no_grad()
+def collect_covariance(
+    model: EditableModel,
+    layers: Sequence[int],
+    texts: Sequence[str],
+    *,
+    tokens_per_batch: int = 2048,
+    max_tokens: int = 128,
+    progress: Callable[[int, int], None] | None = None,
+) -> dict[int, KeyCovariance]:
+    """Keys at all tokens of `texts`, at every layer in `layers`; nothing above the last layer runs.
+
+    Args:
+        model: Unedited model.
+        layers: Layers whose keys are read, ascending.
+        texts: The corpus.
+        tokens_per_batch: Padded size of one forward; memory grows with it, not with the corpus.
+        max_tokens: Longer texts are cut here.
+        progress: Called with (texts done, texts in all).
+    """
+    model.check_layers(layers)
+    found = {layer: KeyCovariance.empty(model.d_ff, model.device) for layer in layers}
+    rows = sorted((encode(model.tokenizer, text)[:max_tokens] for text in texts), key=len)
+    rows = [ids for ids in rows if ids]
+    done = 0
+    while done < len(rows):
+        size = 1
+        while done + size < len(rows) and (size + 1) * len(rows[done + size]) <= tokens_per_batch:
+            size += 1
+        chunk = [Row(ids=tuple(ids), lookup=len(ids) - 1) for ids in rows[done : done + size]]
+        batch, seen = align(chunk, model.pad_id, model.device), {}
+        run_until(model, batch, layers[-1] + 1, *(tap_input(model.write_port(i), seen, i) for i in layers))
+        for layer in layers:
+            found[layer].update(seen[layer][batch.mask].T)
+        done += size
+        if progress:
+            progress(done, len(rows))
+    return found
+
+
+def cached_covariance(
+    model: EditableModel,
+    layers: Sequence[int],
+    texts: Sequence[str],
+    *,
+    folder: Path | None = None,
+    **options,
+) -> dict[int, KeyCovariance]:
+    """`collect_covariance`, kept on disk per (model, corpus, layer); says whether it was found.
+
+    A truncated or altered file is noticed by its checksum and computed again.
+    """
+    folder = folder or cache_home() / "covariance"
+    stem = f"{model.fingerprint[:16]}-{corpus_hash(texts)[:16]}"
+    paths = {layer: folder / f"{stem}-layer{layer}.safetensors" for layer in layers}
+    found: dict[int, KeyCovariance] = {}
+    for layer, path in paths.items():
+        try:
+            tensors, metadata = load_tensors(path)
+            found[layer] = KeyCovariance(gram=tensors["gram"].to(model.device), count=int(metadata["count"]))
+        except FileNotFoundError:
+            continue
+        except CorruptFile as error:
+            log.warning("covariance of layer %d is computed again: %s", layer, error)
+    missing = [layer for layer in layers if layer not in found]
+    log.info("covariance cache: %d layers found, %d to compute (%s)", len(found), len(missing), folder)
+    if missing:
+        for layer, covariance in collect_covariance(model, missing, texts, **options).items():
+            save_tensors(paths[layer], {"gram": covariance.gram}, {"count": str(covariance.count)})
+            found[layer] = covariance
+    return {layer: found[layer] for layer in layers}

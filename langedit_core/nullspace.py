@@ -1,0 +1,144 @@
+"""Which directions an update may use: an orthogonal projection P that removes what earlier keys occupy.
+
+P = UUᵀ with U the eigenvectors of C̄ below a threshold (AlphaEdit, arXiv 2410.02355; LangEdit, arXiv 2506.10800), or
+P ← P − QQᵀ with Q an orthonormal basis of P K_t (the incremental form, EvoEdit, arXiv 2510.13851): one thin QR.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+from typing import Literal
+
+import torch
+from jaxtyping import Float
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+from torch import Tensor
+
+
+class Threshold(BaseModel):
+    """Where the spectrum of C is cut; everything below is free for updates.
+
+    `absolute`: eigenvalue < value (published: 2e-2). `relative`: eigenvalue < value x mean eigenvalue.
+    `energy`: the largest eigenvalues holding this share of the trace are protected.
+    `fraction`: this share of the directions, the lowest, is free.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+    kind: Literal["absolute", "relative", "energy", "fraction"] = "fraction"
+    value: float = Field(0.8, ge=0)
+
+    @model_validator(mode="after")
+    def _shares_are_at_most_one(self) -> Threshold:
+        if self.kind in ("fraction", "energy") and self.value > 1:
+            raise ValueError(f"threshold {self.kind}={self.value} is a share; expected a number from 0 to 1")
+        return self
+
+    def free(self, eigenvalues: Float[Tensor, " d"]) -> int:
+        """How many of the ascending `eigenvalues` lie below the cut."""
+        d = len(eigenvalues)
+        if self.kind == "fraction":
+            return round(self.value * d)
+        if self.kind == "energy":
+            protected = eigenvalues.flip(0).clamp_min(0).cumsum(0)
+            wanted = self.value * protected[-1]
+            return d - int((protected < wanted).sum()) - 1 if wanted > 0 else d
+        cut = self.value * (eigenvalues.mean() if self.kind == "relative" else 1.0)
+        return int((eigenvalues < cut).sum())
+
+    def cut(self, eigenvalues: Float[Tensor, " d"]) -> float:
+        """Where this threshold cuts `eigenvalues`, as a number a later spectrum can be cut at too."""
+        if self.kind == "absolute":
+            return self.value
+        if self.kind == "relative":
+            return self.value * float(eigenvalues.mean())
+        free = self.free(eigenvalues)
+        # Directions no key ever had carry rounding noise, different in every spectrum: the cut stays above it.
+        return max(float(eigenvalues[free]), 1e-6 * float(eigenvalues[-1])) if free < len(eigenvalues) else math.inf
+
+
+@dataclass(frozen=True, kw_only=True)
+class NullSpace:
+    """An orthogonal projection P = (UUᵀ or I) − QQᵀ, held by its thin factors, never as a d x d matrix.
+
+    `kept` is U (None: everything), `removed` is Q, whose columns lie inside span(U). Both have orthonormal columns.
+    """
+
+    d: int
+    kept: Float[Tensor, "d r"] | None = None
+    removed: Float[Tensor, "d q"] | None = None
+
+    @property
+    def rank(self) -> int:
+        """Dimensions left for updates."""
+        kept = self.d if self.kept is None else self.kept.shape[1]
+        return kept - (0 if self.removed is None else self.removed.shape[1])
+
+    def project(self, keys: Float[Tensor, "d n"]) -> Float[Tensor, "d n"]:
+        """P `keys`, in the precision of the keys."""
+        out = keys
+        if self.kept is not None:
+            kept = self.kept.to(keys)
+            out = kept @ (kept.T @ out)
+        if self.removed is not None:
+            removed = self.removed.to(keys)
+            out = out - removed @ (removed.T @ out)
+        return out
+
+    @property
+    def projection(self) -> Float[Tensor, "d d"]:
+        """P as a matrix; for tests and figures."""
+        factor = self.kept if self.kept is not None else self.removed
+        dtype = torch.float64 if factor is None else factor.dtype
+        return self.project(torch.eye(self.d, dtype=dtype, device=None if factor is None else factor.device))
+
+    def survival(self, keys: Float[Tensor, "d n"]) -> Float[Tensor, " n"]:
+        """Remaining capacity: the share ‖Pk‖²/‖k‖² of each key's energy that is left; 0 for a zero key."""
+        keys = keys.double()
+        energy = keys.square().sum(0)
+        return self.project(keys).square().sum(0) / energy.clamp_min(torch.finfo(torch.float64).tiny)
+
+    def without(self, keys: Float[Tensor, "d n"], tolerance: float = 1e-6) -> NullSpace:
+        """The part of this space orthogonal to `keys`: one thin QR, O(d · (q + n) · n).
+
+        Args:
+            keys: Directions to protect from now on.
+            tolerance: Directions whose singular value is below `tolerance` x the longest key add nothing new.
+        """
+        keys = keys.to(torch.float64)
+        scale = keys.norm(dim=0).amax() if keys.numel() else keys.new_zeros(())
+        # Twice is enough (Parlett): the second pass removes what rounding left of the first.
+        fresh = self.project(self.project(keys))
+        left, singular, _ = torch.linalg.svd(fresh, full_matrices=False)
+        left = left[:, singular > tolerance * scale]
+        if left.shape[1] == 0:
+            return self
+        left = torch.linalg.qr(self.project(left)).Q
+        old = self.removed if self.removed is not None else left[:, :0]
+        return replace(self, removed=torch.cat([old.to(left), left], dim=1))
+
+
+def exact_null_space(covariance: Float[Tensor, "d d"], threshold: Threshold) -> NullSpace:
+    """Eigenvectors of `covariance` below `threshold`, by a full decomposition, O(d³).
+
+    Raises:
+        FloatingPointError: NaN or infinity in the covariance.
+    """
+    if not torch.isfinite(covariance).all():
+        raise FloatingPointError("the covariance holds NaN or infinity; no null space is taken from it")
+    return cut_spectrum(*torch.linalg.eigh(covariance.double()), threshold)
+
+
+def cut_spectrum(eigenvalues: Float[Tensor, " d"], vectors: Float[Tensor, "d d"], threshold: Threshold) -> NullSpace:
+    """The null space of a covariance whose eigenvectors are known, by its thinner side."""
+    free, d = threshold.free(eigenvalues), len(eigenvalues)
+    if free <= d - free:
+        return NullSpace(d=d, kept=vectors[:, :free].contiguous())
+    return NullSpace(d=d, removed=vectors[:, free:].contiguous())
+
+
+def leak(delta: Float[Tensor, "o d"], keys: Float[Tensor, "d n"]) -> float:
+    """‖ΔK̄‖ / (‖Δ‖ ‖K̄‖₂): what an update does to keys it should not move, relative to the worst it could do."""
+    delta, keys = delta.double(), keys.double()
+    worst = delta.norm() * torch.linalg.matrix_norm(keys, 2)
+    return float((delta @ keys).norm() / worst) if worst > 0 else 0.0

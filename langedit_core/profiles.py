@@ -1,0 +1,115 @@
+"""Profiles: which cells and notebooks belong together, from `smoke` (CI, minutes) to `paper` (a GPU).
+
+A profile is a YAML file in `profiles/`; what a model needs (layers, step sizes, thresholds) is in `hparams.yaml`.
+"""
+
+from __future__ import annotations
+
+import functools
+from pathlib import Path
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field
+
+from langedit_core.editors import METHODS, EditSettings, settings_for
+from langedit_core.errors import unknown
+from langedit_core.languages import CORE
+from langedit_core.study import LOADERS, Cell
+
+FOLDER = Path(__file__).parent / "profiles"
+HPARAMS = Path(__file__).parent / "hparams.yaml"
+
+
+class Grid(BaseModel):
+    """Cells that differ in data set, method and seed."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    data: tuple[str, ...]
+    methods: tuple[str, ...]
+    seeds: tuple[int, ...] = (0,)
+    langs: tuple[str, ...] = CORE
+    rounds: int = 1
+    batch: int = 10
+    parallel: bool = False
+    split: str = "edit"
+    prefixes: int = 2
+    prefix_tokens: int = 8
+    corpus_limit: int | None = None
+
+
+class Profile(BaseModel):
+    """One size of the study.
+
+    Attributes:
+        notebooks: Notebook stem -> parameters passed to it, beside PROFILE.
+        cells: Name of a notebook's cell group -> grid.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    name: str
+    description: str
+    model: str
+    device: str = "auto"
+    notebooks: dict[str, dict[str, str | int | float | bool | None]] = Field(min_length=1)
+    grids: dict[str, Grid] = Field(default_factory=dict)
+
+    def cells(self, group: str, model: str | None = None) -> list[Cell]:
+        """The cells of one group, in a fixed order: data, method, seed.
+
+        Raises:
+            ValueError: Unknown group, data set or method.
+        """
+        if group not in self.grids:
+            raise unknown(f"cell group of profile {self.name!r}", group, self.grids)
+        grid, model = self.grids[group], model or self.model
+        for name in grid.data:
+            if name not in LOADERS:
+                raise unknown("data set", name, LOADERS)
+        shared = grid.model_dump(include={"langs", "rounds", "batch", "parallel", "split", "prefixes", "prefix_tokens"})
+        return [
+            Cell(
+                model=model, data=data, method=method, seed=seed, settings=hyperparameters(model, method),
+                corpus_limit=grid.corpus_limit, **shared,
+            )
+            for data in grid.data
+            for method in grid.methods
+            for seed in grid.seeds
+        ]  # fmt: skip
+
+
+def load_profile(name: str | Path) -> Profile:
+    """A profile by name, or a YAML file of your own.
+
+    Raises:
+        ValueError: Unknown profile, or a field that does not belong; pydantic names the field.
+    """
+    path = Path(name) if str(name).endswith((".yaml", ".yml")) else FOLDER / f"{name}.yaml"
+    if not path.is_file():
+        raise unknown("profile", str(name), sorted(p.stem for p in FOLDER.glob("*.yaml")))
+    content = yaml.safe_load(path.read_text("utf-8"))
+    if not isinstance(content, dict):
+        raise ValueError(f"{path} holds {type(content).__name__}, expected a mapping of profile fields")
+    return Profile(**content)
+
+
+@functools.cache
+def _hparams() -> dict:
+    return yaml.safe_load(HPARAMS.read_text("utf-8"))
+
+
+def hyperparameters(model: str, method: str, **changes) -> EditSettings:
+    """Settings of `method` for `model`: those of `hparams.yaml`, with `changes` on top.
+
+    Raises:
+        ValueError: Unknown method, or no entry for this model and no `layers` in `changes`.
+    """
+    if method not in METHODS:
+        raise unknown("method", method, METHODS)
+    table = _hparams()
+    if model not in table and "layers" not in changes:
+        error = unknown("model in hparams.yaml", model, table)
+        raise ValueError(f"{error}. Pass layers=(...) for a model of your own; its middle MLP layers are a first guess")
+    entry = table.get(model, {})
+    return settings_for(method, **(entry.get("all", {}) | entry.get(method, {}) | changes))

@@ -1,0 +1,98 @@
+"""The shortest way in: an editor with everything it needs, and one fact looked at in several languages.
+
+`prepare_editor` gathers C₀ and context prefixes with the study's defaults; `look` asks one fact before or after.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import pandas as pd
+import torch
+
+from langedit_core.contexts import sample_contexts
+from langedit_core.covariance import cached_covariance
+from langedit_core.editors import Editor
+from langedit_core.languages import CORE, LANGUAGES
+from langedit_core.metrics import score_probes
+from langedit_core.models import EditableModel
+from langedit_core.profiles import hyperparameters
+from langedit_core.records import Fact, FactSet
+from langedit_core.study import load_data
+from langedit_core.tokens import encode
+
+
+def prepare_editor(
+    model: EditableModel,
+    method: str = "langedit",
+    *,
+    langs: Sequence[str] = CORE,
+    corpus: Sequence[str] | None = None,
+    corpus_limit: int | None = 150,
+    prefixes: int = 2,
+    seed: int = 0,
+    **changes,
+) -> Editor:
+    """An editor ready for `editor.edit(facts)`.
+
+    ```python
+    model = load_model("gemma-3-270m")
+    editor = prepare_editor(model)
+    fact = Fact(id="my/1", lang="en", relation="capital", subject="France",
+                prompt="The capital of {} is", target="Lyon")
+    report, updates = editor.edit([fact])
+    ```
+
+    Args:
+        model: Any supported model, unedited.
+        method: `langedit`, `alphaedit`, `memit`, ...
+        langs: Languages that will be edited.
+        corpus: Texts whose keys are to be left alone; the embedded facts that are never edited by default.
+        corpus_limit: Sentences per language of the default corpus.
+        prefixes: Context prefixes per language.
+        seed: Of the prefixes.
+        changes: Settings to change, for example `layers=(5, 6, 7)` for a model without hyper-parameters of its own.
+    """
+    settings = hyperparameters(model.name, method, **changes)
+    if corpus is None:
+        known = load_data("atlas", CORE).corpus
+        corpus = [text for lang in langs if lang in known for text in known[lang][:corpus_limit]]
+    contexts = sample_contexts(model, langs, per_language=prefixes, seed=seed)
+    return Editor(model, settings, cached_covariance(model, settings.layers, corpus), contexts)
+
+
+def find_fact(data: FactSet, fact_id: str, lang: str) -> Fact:
+    """A fact of a data set by id and language.
+
+    Raises:
+        ValueError: No such fact; says which ids there are.
+    """
+    if fact_id not in data.facts or lang not in data.facts[fact_id]:
+        some = ", ".join(sorted(data.facts)[:5])
+        raise ValueError(f"no fact {fact_id!r} in {lang!r} in {data.name}; there are {len(data.facts)} ids like {some}")
+    return data.facts[fact_id][lang]
+
+
+def look(model: EditableModel, facts: Sequence[Fact], when: str) -> pd.DataFrame:
+    """How likely the model finds new and old object of the same fact in several languages, right now.
+
+    Returns:
+        Columns lang, object ("new", "old"), text, when, value (geometric mean probability per token).
+    """
+    rows = [(f, kind, text) for f in facts for kind, text in (("new", f.target), ("old", f.truth)) if text]
+    scores = score_probes(model, [(f.text, LANGUAGES[f.lang].join + text) for f, _, text in rows])
+    return pd.DataFrame(
+        dict(lang=f.lang, object=kind, text=text, when=when, value=math.exp(-score.nll))
+        for (f, kind, text), score in zip(rows, scores, strict=True)
+    )
+
+
+@torch.no_grad()
+def complete(model: EditableModel, prompt: str, tokens: int = 10) -> str:
+    """Greedy continuation of a prompt, up to the end of its line."""
+    ids = torch.tensor([encode(model.tokenizer, prompt)], device=model.device)
+    out = model.hf.generate(
+        ids, attention_mask=torch.ones_like(ids), max_new_tokens=tokens, do_sample=False, pad_token_id=model.pad_id
+    )
+    return model.tokenizer.decode(out[0, ids.shape[1] :], skip_special_tokens=True).split("\n")[0].strip()

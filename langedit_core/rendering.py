@@ -1,0 +1,211 @@
+"""Executed notebooks become pages that open without a network and obey no markup found in data.
+
+page = template(clean(markdown and outputs)). `clean` keeps an explicit list of tags and attributes and
+drops all else, scripts and styles with their content; pictures are embedded, and no run time or date is
+written.
+"""
+
+import base64
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib.resources import as_file, files
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import bleach
+import jinja2
+import nbformat
+import pandas as pd
+from bs4 import BeautifulSoup
+from nbconvert import HTMLExporter
+from nbformat import NotebookNode
+
+from langedit_core.tables import headline, html_table
+
+TEMPLATES = files("langedit_core") / "templates"
+PROFILES = ("paper", "standard", "quick", "smoke")  # the first one present gives the headline table
+TAGS = {
+    *(
+        "a",
+        "abbr",
+        "b",
+        "blockquote",
+        "br",
+        "code",
+        "del",
+        "details",
+        "div",
+        "em",
+        "figcaption",
+        "figure",
+        "hr",
+    ),
+    *("h1", "h2", "h3", "h4", "h5", "h6", "i", "img", "kbd", "li", "ol", "p", "pre", "s", "small", "span"),
+    *(
+        "strong",
+        "sub",
+        "summary",
+        "sup",
+        "ul",
+        "caption",
+        "table",
+        "tbody",
+        "td",
+        "tfoot",
+        "th",
+        "thead",
+        "tr",
+    ),
+}
+ATTRIBUTES = {
+    "*": ["class", "id", "title", "lang"],
+    "td": ["colspan", "rowspan"],
+    "th": ["colspan", "rowspan"],
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReportEntry:
+    """One line of the index.
+
+    Attributes:
+        page: File name of the report beside the index.
+        title: First heading of the notebook.
+        finished: False if the notebook failed, so that there is no page.
+    """
+
+    page: str
+    title: str
+    finished: bool = True
+
+
+def clean(markup: str) -> str:
+    """HTML with only harmless tags and attributes; links may lead away, but nothing is loaded by itself."""
+    soup = BeautifulSoup(markup, "html.parser")
+    for tag in soup(["script", "style", "iframe", "object", "template", "noscript"]):
+        tag.decompose()  # bleach would keep what is written between the tags
+    for picture in soup.find_all("img", src=lambda src: not (src or "").startswith("data:image/")):
+        picture.decompose()  # nothing is fetched, and a broken picture tells nobody anything
+
+    def allowed(tag: str, name: str, value: str) -> bool:
+        if name in ATTRIBUTES["*"] or name in ATTRIBUTES.get(tag, ()):
+            return True
+        if tag == "a" and name == "href":
+            return urlsplit(value).scheme in ("", "http", "https", "mailto") and not value.startswith("//")
+        if tag == "img":
+            return name in ("alt", "width", "height") or (name == "src" and value.startswith("data:image/"))
+        return False
+
+    protocols = {"http", "https", "mailto", "data"}  # data: passes `allowed` for pictures only
+    return bleach.clean(str(soup), tags=TAGS, attributes=allowed, protocols=protocols, strip=True)
+
+
+def title_of(notebook: NotebookNode, stem: str) -> str:
+    """Text of the first Markdown heading, or `stem` where there is none."""
+    for cell in notebook.cells:
+        found = re.search(r"^#+\s+(.+)$", cell.source, re.MULTILINE) if cell.cell_type == "markdown" else None
+        if found:
+            return re.sub(r"[*`_]", "", found.group(1)).strip()
+    return stem
+
+
+def render(executed: str | Path, page: str | Path, *, provenance: str = "") -> ReportEntry:
+    """Writes one standalone HTML page.
+
+    Args:
+        executed: An executed notebook; one with an error in it is refused.
+        page: Where the HTML goes, beside the `index.html` it links to; replaced as a whole or not at all.
+        provenance: One line under the header: model, data, commit, versions.
+
+    Raises:
+        ValueError: A cell of the notebook ended in an error or was not run.
+    """
+    executed, page = Path(executed), Path(page)
+    notebook = nbformat.read(executed, as_version=4)
+    for number, cell in enumerate(notebook.cells):
+        if cell.cell_type != "code" or not cell.source.strip():
+            continue
+        if cell.execution_count is None or any(o.output_type == "error" for o in cell.outputs):
+            raise ValueError(f"{executed.name} cannot be a report: cell {number} did not run to its end; run it again")
+    title = title_of(notebook, executed.stem)
+    report = {"title": title, "provenance": provenance, "style": _style()}
+    with as_file(TEMPLATES) as folder:
+        exporter = HTMLExporter(
+            template_name="report",
+            extra_template_basedirs=[str(folder)],
+            embed_images=True,
+            exclude_anchor_links=True,
+            filters={"clean": clean, "base64": _base64},
+            # The template loads none of these; blank, so that no later edit of it can.
+            mathjax_url="",
+            require_js_url="",
+            jquery_url="",
+            mermaid_js_url="",
+            jupyter_widgets_base_url="",
+        )
+        resources = {"report": report, "metadata": {"name": executed.stem, "path": str(executed.parent)}}
+        body, _ = exporter.from_notebook_node(notebook, resources=resources)
+    _write(page, body)
+    return ReportEntry(page=page.name, title=title)
+
+
+def write_index(report_dir: str | Path, entries: Sequence[ReportEntry], *, provenance: str = "") -> None:
+    """Writes `report_dir/index.html`, headline table first, and the index of profiles above.
+
+    The headline is `tables/main.csv` of the profile if it is there; the index above shows that of the most
+    thorough profile that has one, and links the index of every profile.
+    """
+    report_dir = Path(report_dir).resolve()
+    profile, root = report_dir.name, report_dir.parent
+    reports = [{"href": e.page if e.finished else "", "text": e.title} for e in entries]
+    downloads = [
+        {"href": p.relative_to(report_dir).as_posix(), "text": p.name} for p in sorted(report_dir.glob("tables/*.csv"))
+    ]
+    sections = [("Reports", reports)] + ([("Tables", downloads)] if downloads else [])
+    main = {"provenance": provenance, "up": "../index.html", "sections": sections}
+    _write(report_dir / "index.html", _index(f"Study, profile {profile}", report_dir, "", main))
+
+    found = [p.parent for p in sorted(root.glob("*/index.html"))]
+    found.sort(key=lambda p: PROFILES.index(p.name) if p.name in PROFILES else len(PROFILES))
+    links = [{"href": f"{p.name}/index.html", "text": f"Profile {p.name}"} for p in found]
+    best = next((p for p in found if (p / "tables" / "main.csv").is_file()), report_dir)
+    above = {"sections": [("Profiles", links)]}
+    _write(root / "index.html", _index("Multilingual knowledge editing", best, f"{best.name}/", above))
+
+
+def _index(title: str, report_dir: Path, prefix: str, context: dict) -> str:
+    """HTML of an index page whose headline table is that of `report_dir`."""
+    csv = report_dir / "tables" / "main.csv"
+    if csv.is_file():
+        # "nan" and the like are text here: a language or method is never missing
+        frame = pd.read_csv(
+            csv, keep_default_na=False, na_values={c: ["", "nan"] for c in ("value", "n", "low", "high")}
+        )
+        table = headline(frame)
+        same = [c for c in ("model", "data") if table[c].nunique() == 1]  # said once instead of in every row
+        context = context | {
+            "table": html_table(table.drop(columns=same)),
+            "table_title": f"Main results, profile {report_dir.name}",
+            "constant": ", ".join(f"{c} {table[c].iloc[0]}" for c in same) or "several models and data sets",
+            "source": f"{prefix}tables/main.csv",
+        }
+    environment = jinja2.Environment(autoescape=True, undefined=jinja2.ChainableUndefined)
+    template = environment.from_string((TEMPLATES / "index.html.j2").read_text(encoding="utf-8"))
+    return template.render(title=title, style=_style(), **context)
+
+
+def _style() -> str:
+    return (TEMPLATES / "style.css").read_text(encoding="utf-8")
+
+
+def _base64(text: str) -> str:
+    return base64.b64encode(text.encode()).decode()
+
+
+def _write(path: Path, text: str) -> None:
+    """Replaces `path` in one step, so that an interrupted run leaves no half page."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_suffix(".part")
+    part.write_text(text.rstrip("\n") + "\n", encoding="utf-8", newline="\n")
+    part.replace(path)

@@ -1,0 +1,351 @@
+"""Cells of the study: what is run, where its results lie, and how a run goes on after it was stopped.
+
+A cell's settings hash to its directory. Batch t leaves two files, the update's factors and its measurements; each
+appears whole or not at all, so a run killed anywhere resumes after its last whole batch and ends with the same bytes.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import time
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict
+from pathlib import Path
+
+import pandas as pd
+import torch
+from pydantic import BaseModel, ConfigDict, Field
+from tqdm import tqdm
+
+from langedit_core.atlas import load_atlas
+from langedit_core.contexts import Contexts, sample_contexts
+from langedit_core.covariance import cached_covariance, corpus_hash
+from langedit_core.editors import BatchReport, Editor, EditSettings, Update
+from langedit_core.errors import unknown
+from langedit_core.languages import CORE
+from langedit_core.metrics import ProbeScore, Question, ask, questions, rows_of
+from langedit_core.models import EditableModel
+from langedit_core.mzsre import load_bzsre, load_mzsre
+from langedit_core.records import Fact, FactSet
+from langedit_core.storage import CorruptFile, file_digest, load_tensors, save_tensors, write_json
+from langedit_core.tokens import SubjectMerged
+
+log = logging.getLogger(__name__)
+
+ENGINE = 1
+"""Raised whenever the same settings would give other numbers; part of every cell's hash."""
+
+LOADERS = {
+    "atlas": lambda langs: load_atlas(langs),
+    "mzsre": lambda langs: load_mzsre(langs=langs),
+    "bzsre": lambda langs: load_bzsre(),
+}
+
+
+class Cell(BaseModel):
+    """One run: a sequence of batches, one language each, by one method."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    model: str
+    data: str
+    method: str
+    settings: EditSettings
+    langs: tuple[str, ...] = CORE
+    rounds: int = Field(1, ge=1, description="how often the sequence of languages is gone through")
+    batch: int = Field(10, ge=1, description="facts per batch")
+    parallel: bool = Field(False, description="the same facts in every language, or different ones")
+    split: str = "edit"
+    prefixes: int = Field(2, ge=0, description="context prefixes per language")
+    prefix_tokens: int = Field(8, ge=1)
+    corpus_limit: int | None = Field(None, ge=1, description="sentences per language for C₀; None takes all")
+    seed: int = 0
+
+    @property
+    def hash(self) -> str:
+        text = json.dumps(self.model_dump(mode="json"), sort_keys=True, ensure_ascii=False)
+        return hashlib.sha256(f"{ENGINE}|{text}".encode()).hexdigest()[:16]
+
+    @property
+    def label(self) -> str:
+        return f"{self.method} on {self.data}, {self.model}, seed {self.seed}"
+
+    @property
+    def batches(self) -> int:
+        return len(self.langs) * self.rounds
+
+
+class CellResult:
+    """What a finished cell left on disk.
+
+    Attributes:
+        rows: One row per probe, metric and moment: fact, lang, kind, metric, when, value.
+        retention: One row per edited fact and batch since: fact, lang, edited, step, tf.
+        batches: One row per batch and layer: rank, capacity, relative_update and so on.
+        seconds: One row per batch and phase; timings are kept apart since they differ from run to run.
+    """
+
+    def __init__(self, cell: Cell, folder: Path) -> None:
+        self.cell, self.folder = cell, folder
+        self.dropped: dict[str, str] = _read_json(folder / "done.json")["dropped"]
+        self.provenance: dict = _read_json(folder / "inputs.json")
+        measured = [_read_json(folder / f"batch-{t:03d}.json") for t in range(cell.batches)]
+        final = _read_json(folder / "final.json")
+        self.rows = pd.DataFrame([row for part in (*measured, final) for row in part["rows"]])
+        self.retention = pd.DataFrame([row for part in measured for row in part["retention"]])
+        self.batches = pd.DataFrame(
+            dict(step=t, lang=cell.langs[t % len(cell.langs)], layer=int(layer), facts=len(part["report"]["facts"]),
+                 steps=sum(part["report"]["steps"]) / max(1, len(part["report"]["steps"])),
+                 converged=part["report"]["converged"], exhausted=len(part["report"]["exhausted"]), **numbers)
+            for t, part in enumerate(measured)
+            for layer, numbers in part["report"]["layers"].items()
+        )  # fmt: skip
+        self.seconds = pd.DataFrame(
+            dict(step=t, phase=phase, seconds=seconds)
+            for t in range(cell.batches)
+            for phase, seconds in _read_json(folder / f"batch-{t:03d}.time.json").items()
+        )
+
+
+def load_data(name: str, langs: Sequence[str]) -> FactSet:
+    """A data set by name.
+
+    Raises:
+        ValueError: Unknown name; lists the known ones.
+        FileNotFoundError: The data set is not embedded and not there; says what to put where.
+    """
+    if name not in LOADERS:
+        raise unknown("data set", name, LOADERS)
+    return LOADERS[name](tuple(dict.fromkeys(langs)))
+
+
+def results_folder(cell: Cell, root: Path) -> Path:
+    return root / f"{cell.data}-{cell.method}-{cell.hash}"
+
+
+def is_done(cell: Cell, root: Path) -> bool:
+    """Whether the cell's results are complete and unaltered."""
+    folder = results_folder(cell, root)
+    try:
+        sealed = _read_json(folder / "done.json")["files"]
+        return all(file_digest(folder / name) == sealed.get(name) for name in _sealed_names(cell))
+    except FileNotFoundError:
+        return False
+    except (CorruptFile, KeyError, AttributeError) as error:
+        log.warning("%s is computed again where needed: %r", cell.label, error)
+        return False
+
+
+def _sealed_names(cell: Cell) -> list[str]:
+    """Files whose bytes are the result; timings differ from run to run and are not among them."""
+    batches = [f"batch-{t:03d}{suffix}" for t in range(cell.batches) for suffix in (".json", ".safetensors")]
+    return ["contexts.json", "inputs.json", "final.json", *batches]
+
+
+def load_result(cell: Cell, root: Path) -> CellResult:
+    """Results of a finished cell.
+
+    Raises:
+        FileNotFoundError: It was not run to its end.
+    """
+    folder = results_folder(cell, root)
+    if not is_done(cell, root):
+        raise FileNotFoundError(f"{cell.label} is not finished ({folder}); run it with `langedit run` or run_cells()")
+    return CellResult(cell, folder)
+
+
+def run_cells(cells: Iterable[Cell], model: EditableModel, root: Path, quiet: bool = False) -> list[CellResult]:
+    """Compute what is missing, load what is there.
+
+    Args:
+        cells: Cells of one model.
+        model: That model, unedited.
+        root: Results folder.
+        quiet: No progress bar.
+    """
+    cells = list(cells)
+    missing = [cell for cell in cells if not is_done(cell, root)]
+    total = sum(cell.batches * cell.batch for cell in missing)
+    with tqdm(total=total, unit="fact", disable=quiet or not missing, mininterval=1.0, dynamic_ncols=True) as bar:
+        for number, cell in enumerate(missing, 1):
+            bar.set_description(f"cell {number}/{len(missing)} {cell.method} on {cell.data}")
+            CellRun(cell, model, root, bar).run()
+    return [load_result(cell, root) for cell in cells]
+
+
+class CellRun:
+    """One cell being computed or resumed."""
+
+    def __init__(self, cell: Cell, model: EditableModel, root: Path, bar: tqdm | None = None) -> None:
+        self.cell, self.model, self.folder = cell, model, results_folder(cell, root)
+        self.bar = bar or tqdm(disable=True)
+        if model.name != cell.model:
+            raise ValueError(f"the cell is about {cell.model}, the model given is {model.name}")
+        model.check_layers(cell.settings.layers)
+
+    def run(self) -> None:
+        cell, model = self.cell, self.model
+        data = load_data(cell.data, cell.langs)
+        corpus = [text for lang in dict.fromkeys(cell.langs) for text in data.corpus[lang][: cell.corpus_limit]]
+        contexts = self._contexts()
+        batches, dropped = self._batches(data, contexts)
+        self._describe(data, corpus, batches)
+        asked = [[q for fact in batch for q in questions(fact)] for batch in batches]
+        before = self._before(asked)
+        covariances = cached_covariance(model, cell.settings.layers, corpus)
+
+        with model.restored(cell.settings.layers):
+            editor, resuming = Editor(model, cell.settings, covariances, contexts), True
+            for t, batch in enumerate(batches):
+                # Whole batches are taken as they are; from the first gap on everything is computed again.
+                if resuming and (updates := self._stored(t)) is not None:
+                    editor.apply(updates)
+                    self.bar.update(len(batch))
+                    continue
+                resuming, start = False, self.bar.n
+                self.bar.set_postfix_str(f"batch {t + 1}/{cell.batches} {cell.langs[t % len(cell.langs)]}")
+                report, updates = editor.edit(
+                    batch, progress=lambda n, start=start: self.bar.update(start + n - self.bar.n)
+                )
+                self._store(t, report, updates, asked, before)
+            flat = [q for part in asked for q in part]
+            old = [s for part in before for s in part]
+            after = ask(model, flat)
+        rows = rows_of(flat, old, old, "before") + rows_of(flat, after, old, "final")
+        write_json(self.folder / "final.json", {"rows": rows})
+        files = {name: file_digest(self.folder / name) for name in _sealed_names(cell)}
+        write_json(self.folder / "done.json", {"dropped": dropped, "files": files})
+
+    def _contexts(self) -> Contexts:
+        cell, path = self.cell, self.folder / "contexts.json"
+        langs = tuple(dict.fromkeys(cell.langs))
+        if path.is_file():
+            return Contexts.model_validate_json(path.read_text("utf-8"))
+        made = sample_contexts(self.model, langs, per_language=cell.prefixes, length=cell.prefix_tokens, seed=cell.seed)
+        write_json(path, made.model_dump(mode="json"))
+        return made
+
+    def _batches(self, data: FactSet, contexts: Contexts) -> tuple[list[list[Fact]], dict[str, str]]:
+        """Facts in editing order; those whose subject has no token boundary are passed over, and counted."""
+        cell = self.cell
+        per_language, dropped = cell.batch * cell.rounds, {}
+
+        def usable(fact: Fact) -> bool:
+            try:
+                contexts.rows(self.model, fact.prompt, fact.subject, fact.lang)
+            except SubjectMerged as error:
+                dropped[f"{fact.id} ({fact.lang})"] = str(error)
+                return False
+            return True
+
+        drawn = data.select(
+            cell.langs, per_language, split=cell.split, seed=cell.seed, parallel=cell.parallel, usable=usable
+        )
+        order = [facts[r * cell.batch : (r + 1) * cell.batch] for r in range(cell.rounds) for facts in drawn]
+        return order, dropped
+
+    def _describe(self, data: FactSet, corpus: Sequence[str], batches: Sequence[Sequence[Fact]]) -> None:
+        inputs = dict(
+            cell=self.cell.model_dump(mode="json"),
+            engine=ENGINE,
+            model_fingerprint=self.model.fingerprint,
+            data_fingerprint=data.fingerprint,
+            corpus_sha256=corpus_hash(corpus),
+            corpus_sentences=len(corpus),
+            facts=[[fact.id for fact in batch] for batch in batches],
+        )
+        path = self.folder / "inputs.json"
+        if path.is_file() and (old := _read_json(path)) != json.loads(json.dumps(inputs)):
+            changed = [key for key in inputs if old.get(key) != inputs[key]]
+            raise ValueError(
+                f"{self.folder} was begun with other inputs ({', '.join(changed)} differ); "
+                "delete that folder, or put the model and data back as they were"
+            )
+        write_json(path, inputs)
+
+    def _before(self, asked: Sequence[Sequence[Question]]) -> list[list[ProbeScore]]:
+        """The unedited model's answers; shared by all methods through a file beside the cells."""
+        flat = [q for part in asked for q in part]
+        key = hashlib.sha256(
+            json.dumps([self.model.fingerprint, [(q.prompt, q.answer) for q in flat]]).encode()
+        ).hexdigest()[:16]
+        path = self.folder.parent / f"before-{key}.json"
+        if path.is_file():
+            scores = [ProbeScore(**{**s, "predicted": tuple(s["predicted"])}) for s in _read_json(path)]
+        else:
+            self.bar.set_postfix_str("asking the unedited model")
+            scores = ask(self.model, flat)
+            write_json(path, [asdict(score) for score in scores])
+        split, start = [], 0
+        for part in asked:
+            split.append(scores[start : start + len(part)])
+            start += len(part)
+        return split
+
+    def _stored(self, t: int) -> dict[int, Update] | None:
+        stem = self.folder / f"batch-{t:03d}"
+        try:
+            tensors, metadata = load_tensors(stem.with_suffix(".safetensors"))
+            if metadata.get("measured") != file_digest(stem.with_suffix(".json")):
+                raise CorruptFile(f"{stem.with_suffix('.json')} is not the file its factors belong to")
+        except FileNotFoundError:
+            return None
+        except CorruptFile as error:
+            log.warning("batch %d is computed again: %s", t, error)
+            return None
+        return {
+            layer: Update(
+                **{name: tensors[f"{layer}.{name}"].to(self.model.device) for name in ("left", "right", "keys")}
+            )
+            for layer in self.cell.settings.layers
+        }
+
+    def _store(
+        self, t: int, report: BatchReport, updates: dict[int, Update],
+        asked: Sequence[Sequence[Question]], before: Sequence[Sequence[ProbeScore]],
+    ) -> None:  # fmt: skip
+        """Measure and write one batch; the factors come last, since they mark it as whole."""
+        stem = self.folder / f"batch-{t:03d}"
+        started = time.perf_counter()
+        scores = ask(self.model, asked[t])
+        edits = [(s, q) for s in range(t + 1) for q in asked[s] if q.family == "efficacy"]
+        again = ask(self.model, [q for _, q in edits])
+        seconds = report.seconds | {"measuring": time.perf_counter() - started}
+        told = {k: v for k, v in asdict(report).items() if k != "seconds"}
+        write_json(
+            stem.with_suffix(".json"),
+            {
+                "report": told,
+                "rows": rows_of(asked[t], scores, before[t], "immediate"),
+                "retention": [
+                    dict(fact=q.fact, lang=q.lang, edited=s, step=t, tf=score.tf)
+                    for (s, q), score in zip(edits, again, strict=True)
+                ],
+            },
+        )
+        write_json(stem.with_suffix(".time.json"), seconds)
+        tensors = {
+            f"{layer}.{name}": getattr(update, name)
+            for layer, update in updates.items()
+            for name in ("left", "right", "keys")
+        }
+        measured = file_digest(stem.with_suffix(".json"))
+        save_tensors(stem.with_suffix(".safetensors"), tensors, {"measured": measured})
+
+
+def _read_json(path: Path):
+    try:
+        return json.loads(path.read_text("utf-8"))
+    except FileNotFoundError:
+        raise
+    except (ValueError, OSError) as error:
+        raise CorruptFile(f"{path} is not whole JSON ({error}); delete it to have it made again") from error
+
+
+def deterministic(threads: int | None = None) -> None:
+    """Ask torch for the same bits every time on one machine."""
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    if threads:
+        torch.set_num_threads(threads)

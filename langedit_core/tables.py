@@ -1,0 +1,171 @@
+"""Tables of the study: one frame becomes CSV for programs, Markdown for reading and LaTeX for a paper.
+
+CSV keeps six significant digits, the others show three decimals; nothing depends on time, so equal frames
+give equal bytes.
+"""
+
+import html
+import math
+import re
+from dataclasses import dataclass
+from numbers import Real
+from pathlib import Path
+
+import pandas as pd
+
+COLUMNS = ("model", "data", "method", "metric", "when", "lang", "value", "n", "low", "high")
+MISSING = "n/a"
+_LATEX = {c: "\\" + c for c in "&%$#_{}"}
+_LATEX |= {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class SavedTable:
+    """A table on disk, shown by a notebook with the same rounding as its Markdown file.
+
+    Attributes:
+        frame: The rows.
+        csv: Path of the CSV; `.md` and `.tex` lie beside it.
+    """
+
+    frame: pd.DataFrame
+    csv: Path
+
+    def _repr_html_(self) -> str:
+        return html_table(self.frame)
+
+    def __repr__(self) -> str:
+        return markdown_table(self.frame)
+
+
+def format_ci(value: Real | None, low: Real | None, high: Real | None, n: Real | None = None) -> str:
+    """`0.91 [0.85, 0.96], n = 60`; parts that are not known are left out, "n/a" if the value itself is not.
+
+    Args:
+        value: The estimate.
+        low: Lower end of its interval.
+        high: Upper end.
+        n: Number of observations; None leaves it out.
+    """
+    if _absent(value):
+        return MISSING
+    interval = "" if _absent(low) or _absent(high) else f" [{low:.2f}, {high:.2f}]"
+    return f"{value:.2f}{interval}" + ("" if n is None or _absent(n) else f", n = {int(n)}")
+
+
+def save_table(frame: pd.DataFrame, folder: str | Path, name: str) -> SavedTable:
+    """Writes `name`.csv, `name`.md and `name`.tex; the index of `frame` is left out, so reset it if needed.
+
+    Args:
+        frame: Any table with text and number columns.
+        folder: Made if missing.
+        name: File name without ending: letters, digits, "-" and "_".
+
+    Raises:
+        ValueError: `name` holds other characters, or a column name occurs twice.
+    """
+    if not re.fullmatch(r"[\w-]+", name, re.ASCII):
+        raise ValueError(f"table name {name!r} must consist of letters, digits, '-' and '_', no ending")
+    if not frame.columns.is_unique:
+        raise ValueError(f"columns of table {name!r} must be unique, got {list(frame.columns)}")
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    csv = folder / f"{name}.csv"
+    frame.to_csv(csv, index=False, float_format="%.6g", lineterminator="\n")
+    (folder / f"{name}.md").write_text(markdown_table(frame), encoding="utf-8", newline="\n")
+    (folder / f"{name}.tex").write_text(latex_table(frame), encoding="utf-8", newline="\n")
+    return SavedTable(frame=frame, csv=csv)
+
+
+def markdown_table(frame: pd.DataFrame) -> str:
+    """Pipe table with numbers to the right; markup inside a cell is shown, not obeyed."""
+    rule = ["---:" if right else "---" for right in _right(frame)]
+    rows = [[_markdown(str(c)) for c in frame.columns], rule]
+    rows += [[_markdown(_show(v)) for v in row] for row in frame.itertuples(index=False)]
+    return "".join("| " + " | ".join(row) + " |\n" for row in rows)
+
+
+def latex_table(frame: pd.DataFrame) -> str:
+    """A booktabs `tabular`; compile Chinese cells with XeLaTeX or LuaLaTeX."""
+    rows = [[_latex(_show(v)) for v in row] for row in frame.itertuples(index=False)]
+    lines = [
+        r"\begin{tabular}{" + "".join("r" if right else "l" for right in _right(frame)) + "}",
+        r"\toprule",
+        " & ".join(_latex(str(c)) for c in frame.columns) + r" \\",
+        r"\midrule",
+        *(" & ".join(row) + r" \\" for row in rows),
+        r"\bottomrule",
+        r"\end{tabular}",
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def html_table(frame: pd.DataFrame) -> str:
+    """An HTML table with every cell escaped and class `num` on the cells of number columns."""
+    right = _right(frame)
+
+    def row(tag: str, cells: list[str]) -> str:
+        marks = [' class="num"' if r else "" for r in right]
+        inner = (f"<{tag}{m}>{html.escape(c)}</{tag}>" for m, c in zip(marks, cells, strict=True))
+        return f"<tr>{''.join(inner)}</tr>\n"
+
+    head = row("th", [str(c) for c in frame.columns])
+    body = "".join(row("td", [_show(v) for v in cells]) for cells in frame.itertuples(index=False))
+    return f"<table>\n<thead>\n{head}</thead>\n<tbody>\n{body}</tbody>\n</table>"
+
+
+def headline(frame: pd.DataFrame) -> pd.DataFrame:
+    """The tidy main table in the form people read: a row per method and moment, a column per metric.
+
+    A cell is `format_ci` of the row whose lang is "all". Where a metric has no such row, it is the mean over
+    languages weighted by n, without an interval, because intervals do not average.
+
+    Args:
+        frame: Rows with the columns `COLUMNS`.
+
+    Raises:
+        ValueError: A column is missing.
+    """
+    missing = [c for c in COLUMNS if c not in frame.columns]
+    if missing:
+        raise ValueError(f"main table lacks the columns {missing}; it needs {', '.join(COLUMNS)}")
+    keys = ["model", "data", "method", "when"]
+    rows = []
+    for labels, group in frame.groupby(keys, sort=False):
+        row = dict(zip(keys, labels, strict=True))
+        for metric, part in group.groupby("metric", sort=False):
+            whole = part[part["lang"] == "all"]
+            known = part[part["value"].notna()]
+            if len(whole) == 1:
+                row[metric] = format_ci(*whole[["value", "low", "high"]].iloc[0])
+            elif known["n"].sum() > 0:
+                mean = (known["value"] * known["n"]).sum() / known["n"].sum()
+                row[metric] = format_ci(mean, math.nan, math.nan)
+        rows.append(row)
+    columns = [*keys, *dict.fromkeys(frame["metric"])]
+    return pd.DataFrame(rows, columns=columns).fillna(MISSING)
+
+
+def _absent(value: object) -> bool:
+    return value is None or value is pd.NA or (isinstance(value, float) and not math.isfinite(value))
+
+
+def _show(value: object) -> str:
+    if _absent(value):
+        return MISSING
+    if isinstance(value, float):
+        return f"{value:.3f}" if value == 0 or 1e-3 <= abs(value) < 1e5 else f"{value:.2e}"
+    return str(value)
+
+
+def _right(frame: pd.DataFrame) -> list[bool]:
+    return [pd.api.types.is_numeric_dtype(kind) for kind in frame.dtypes]
+
+
+def _markdown(text: str) -> str:
+    text = html.escape(" ".join(text.split()), quote=False)
+    return re.sub(r"([\\`*_\[\]|$])", r"\\\1", text)
+
+
+def _latex(text: str) -> str:
+    return "".join(_LATEX.get(c, c) for c in " ".join(text.split()))

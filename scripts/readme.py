@@ -1,0 +1,68 @@
+"""Puts the headline table of a profile's reports into README.md, so that its numbers are those of the report.
+
+Run after `make study`: python scripts/readme.py [PROFILE]; `--check` only says whether the two agree.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+import pandas as pd
+
+ROOT = Path(__file__).resolve().parents[1]
+BEGIN, END = "<!-- headline:begin (made by scripts/readme.py from reports/quick/tables) -->", "<!-- headline:end -->"
+METRICS = {
+    "efficacy_tf": "efficacy",
+    "efficacy_em": "efficacy, exact match",
+    "generality_tf": "generality",
+    "specificity_same": "specificity (unchanged)",
+}
+CLAIM = {
+    "langedit": "keeps earlier edits best (up to +2.20 points efficacy over the best baseline)",
+    "alphaedit": "strong baseline; interference between languages grows",
+    "memit": "collapses in long sequences",
+}
+
+
+def block(profile: str) -> str:
+    """The README's table: what the paper says of each method, and what was measured here."""
+    main = pd.read_csv(ROOT / "reports" / profile / "tables" / "main.csv")
+    main = main[main["lang"] == "all"].set_index(["data", "method", "metric", "when"])
+    lines = [
+        f"| method | the paper (7–8B models) | {' | '.join(METRICS.values())} | notebook |",
+        f"|---|---|{'---|' * len(METRICS)}---|",
+    ]
+    for data, method in dict.fromkeys((d, m) for d, m, *_ in main.index):
+        cells = []
+        for metric in METRICS:
+            now, end = (main.loc[(data, method, metric, when)] for when in ("immediate", "final"))
+            cells.append(f"{now['value']:.2f} → {end['value']:.2f} [{end['low']:.2f}, {end['high']:.2f}]")
+        link = f"[02](reports/{profile}/02_main_runs.html)"
+        lines.append(f"| {method} on {data} | {CLAIM.get(method, '')} | {' | '.join(cells)} | {link} |")
+    n = int(main["n"].max())
+    lines.append("")
+    lines.append(
+        f"Gemma 3 270M, {n} sequential edits per method in six languages: right after each batch → after the whole "
+        "sequence, with the 95 % interval over facts of the latter."
+    )
+    return "\n".join(lines)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("profile", nargs="?", default="quick")
+    parser.add_argument("--check", action="store_true")
+    options = parser.parse_args()
+    path = ROOT / "README.md"
+    text = path.read_text("utf-8")
+    start, end = text.index(BEGIN) + len(BEGIN), text.index(END)
+    made = f"{text[:start]}\n{block(options.profile)}\n{text[end:]}"
+    if options.check:
+        sys.exit(None if made == text else "README.md does not show the committed tables; run scripts/readme.py")
+    path.write_text(made, "utf-8")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,123 @@
+"""Tables are the same in every format, say when a number is missing, and let no cell act as markup."""
+
+import math
+
+import pandas as pd
+import pytest
+
+from langedit_core.tables import format_ci, headline, html_table, latex_table, markdown_table, save_table
+
+
+@pytest.fixture
+def frame():
+    return pd.DataFrame(
+        {
+            "method": ["memit", "lang_edit & <b>co</b> | 100 %"],
+            "n": [60, 7],
+            "value": [1 / 3, math.nan],
+            "small": [1.2345e-7, 0.0],
+        }
+    )
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        ((0.912, 0.85, 0.956, 60), "0.91 [0.85, 0.96], n = 60"),
+        ((0.912, 0.85, 0.956), "0.91 [0.85, 0.96]"),
+        ((0.912, math.nan, math.nan, 60), "0.91, n = 60"),
+        ((math.nan, 0.1, 0.2, 60), "n/a"),
+        ((None, None, None, None), "n/a"),
+        ((1, 1, 1, 60.0), "1.00 [1.00, 1.00], n = 60"),
+    ],
+)
+def test_interval_is_written_with_what_is_known(arguments, expected):
+    assert format_ci(*arguments) == expected
+
+
+def test_saving_twice_gives_equal_bytes_in_three_formats(frame, tmp_path):
+    for name in ("one", "two"):
+        save_table(frame, tmp_path / name, "main")
+    names = sorted(path.name for path in (tmp_path / "one").iterdir())
+    assert names == ["main.csv", "main.md", "main.tex"]
+    for name in names:
+        content = (tmp_path / "one" / name).read_bytes()
+        assert content == (tmp_path / "two" / name).read_bytes()
+        assert b"\r" not in content
+
+
+def test_csv_can_be_read_back(frame, tmp_path):
+    saved = save_table(frame, tmp_path, "main")
+    pd.testing.assert_frame_equal(pd.read_csv(saved.csv), frame, rtol=1e-5)
+
+
+def test_markdown_escapes_pipes_and_markup_and_aligns_numbers(frame):
+    lines = markdown_table(frame).splitlines()
+    assert lines[1] == "| --- | ---: | ---: | ---: |"
+    assert lines[2] == "| memit | 60 | 0.333 | 1.23e-07 |"
+    assert lines[3] == r"| lang\_edit &amp; &lt;b&gt;co&lt;/b&gt; \| 100 % | 7 | n/a | 0.000 |"
+
+
+def test_latex_escapes_every_special_character():
+    text = "\\ ~ ^ & % $ # _ { }"
+    expected = r"\textbackslash{} \textasciitilde{} \textasciicircum{} \& \% \$ \# \_ \{ \} \\"
+    assert latex_table(pd.DataFrame({"a": [text]})).splitlines()[4] == expected
+
+
+def test_latex_has_one_column_letter_per_column(frame):
+    assert latex_table(frame).startswith("\\begin{tabular}{lrrr}\n\\toprule\n")
+
+
+def test_html_escapes_cells_and_headings():
+    page = html_table(pd.DataFrame({"<i>a": ["<script>alert(1)</script>", "x & y"]}))
+    assert "<script" not in page and "<i>" not in page
+    assert "&lt;script&gt;" in page and "x &amp; y" in page and "&lt;i&gt;a" in page
+
+
+def test_line_breaks_do_not_break_a_row():
+    assert len(markdown_table(pd.DataFrame({"a": ["one\ntwo\r\nthree"]})).splitlines()) == 3
+
+
+def test_notebook_shows_a_saved_table_as_html(frame, tmp_path):
+    saved = save_table(frame, tmp_path, "main")
+    assert saved._repr_html_() == html_table(frame)
+    assert '<td class="num">0.333</td>' in saved._repr_html_()
+
+
+@pytest.mark.parametrize("name", ["a/b", "..", "a.csv", ""])
+def test_names_that_would_leave_the_folder_are_refused(name, frame, tmp_path):
+    with pytest.raises(ValueError, match="must consist of letters"):
+        save_table(frame, tmp_path, name)
+
+
+def test_repeated_column_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="must be unique"):
+        save_table(pd.DataFrame([[1, 2]], columns=["a", "a"]), tmp_path, "main")
+
+
+def tidy(*rows):
+    names = ["method", "metric", "when", "lang", "value", "n", "low", "high"]
+    return pd.DataFrame(rows, columns=names).assign(model="m", data="d")
+
+
+def test_headline_has_a_row_per_method_and_moment_and_a_column_per_metric():
+    table = headline(
+        tidy(
+            ("memit", "efficacy", "immediate", "all", 0.5, 60, 0.4, 0.6),
+            ("memit", "efficacy", "immediate", "en", 0.9, 10, 0.8, 1.0),
+            ("memit", "efficacy", "final", "all", 0.25, 60, 0.2, 0.3),
+            ("langedit", "portability", "final", "en", 1.0, 10, 0.9, 1.0),
+            ("langedit", "portability", "final", "nl", 0.0, 30, 0.0, 0.1),
+            ("langedit", "portability", "final", "zh", math.nan, 0, math.nan, math.nan),
+        )
+    )
+    assert table[["method", "when", "efficacy", "portability"]].to_numpy().tolist() == [
+        ["memit", "immediate", "0.50 [0.40, 0.60]", "n/a"],
+        ["memit", "final", "0.25 [0.20, 0.30]", "n/a"],
+        ["langedit", "final", "n/a", "0.25"],
+    ]
+
+
+def test_headline_names_the_missing_columns():
+    with pytest.raises(ValueError, match=r"lacks the columns \['low', 'high'\]"):
+        headline(tidy().drop(columns=["low", "high"]))
