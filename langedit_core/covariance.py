@@ -132,14 +132,15 @@ def cached_covariance(
     texts: Sequence[str],
     *,
     folder: Path | None = None,
+    max_tokens: int = 128,
     **options,
 ) -> dict[int, KeyCovariance]:
-    """`collect_covariance`, kept on disk per (model, corpus, layer); says whether it was found.
+    """`collect_covariance`, kept on disk per (model, corpus, `max_tokens`, layer); says whether it was found.
 
     A truncated or altered file is noticed by its checksum and computed again.
     """
     folder = folder or cache_home() / "covariance"
-    stem = f"{model.fingerprint[:16]}-{corpus_hash(texts)[:16]}"
+    stem = f"{model.fingerprint[:16]}-{corpus_hash(texts)[:16]}-{max_tokens}"
     paths = {layer: folder / f"{stem}-layer{layer}.safetensors" for layer in layers}
     found: dict[int, KeyCovariance] = {}
     for layer, path in paths.items():
@@ -153,7 +154,7 @@ def cached_covariance(
     missing = [layer for layer in layers if layer not in found]
     log.info("covariance cache: %d layers found, %d to compute (%s)", len(found), len(missing), folder)
     if missing:
-        for layer, covariance in collect_covariance(model, missing, texts, **options).items():
+        for layer, covariance in collect_covariance(model, missing, texts, max_tokens=max_tokens, **options).items():
             save_tensors(paths[layer], {"gram": covariance.gram}, {"count": str(covariance.count)})
             found[layer] = covariance
     return {layer: found[layer] for layer in layers}

@@ -9,8 +9,11 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import safetensors.torch
+import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
+
+_HEADER = "langedit"
 
 
 class CorruptFile(ValueError):
@@ -46,20 +49,26 @@ def file_digest(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def digest(tensors: Mapping[str, Tensor]) -> str:
-    """SHA-256 over names, shapes, types and bytes."""
+def digest(tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> str:
+    """SHA-256 over names, shapes, types and bytes, and the metadata."""
     sha = hashlib.sha256()
     for name in sorted(tensors):
         tensor = tensors[name].detach().cpu().contiguous()
         sha.update(f"{name} {tuple(tensor.shape)} {tensor.dtype};".encode())
-        sha.update(tensor.numpy().tobytes())
+        sha.update(tensor.reshape(-1).view(torch.uint8).numpy())  # as bytes: numpy has no bfloat16
+    sha.update(json.dumps(metadata or {}, sort_keys=True).encode())
     return sha.hexdigest()
 
 
 def save_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> None:
-    """Save as safetensors, atomically, with the content's SHA-256 in the header."""
+    """Save as safetensors, atomically, with the content's SHA-256 in the header.
+
+    The header has one entry: safetensors writes several in random order, and equal content shall give equal bytes.
+    """
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-    write_bytes(path, safetensors.torch.save(tensors, dict(metadata or {}) | {"sha256": digest(tensors)}))
+    metadata = dict(metadata or {})
+    header = json.dumps({"sha256": digest(tensors, metadata), "metadata": metadata}, sort_keys=True)
+    write_bytes(path, safetensors.torch.save(tensors, {_HEADER: header}))
 
 
 def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
@@ -73,12 +82,13 @@ def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
         raise FileNotFoundError(f"{path} does not exist")
     try:
         with safe_open(path, framework="pt") as file:
-            metadata = dict(file.metadata() or {})
+            header = json.loads((file.metadata() or {}).get(_HEADER, "{}"))
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a mapping)
-    except (SafetensorError, OSError) as error:
+    except (SafetensorError, OSError, ValueError) as error:
         raise CorruptFile(
             f"{path} is not a whole safetensors file ({error}); delete it to have it made again"
         ) from error
-    if metadata.get("sha256") != digest(tensors):
+    metadata = header.get("metadata", {})
+    if header.get("sha256") != digest(tensors, metadata):
         raise CorruptFile(f"{path} does not match its checksum; delete it to have it made again")
     return tensors, metadata

@@ -7,8 +7,10 @@ appears whole or not at all, so a run killed anywhere resumes after its last who
 from __future__ import annotations
 
 import hashlib
+import importlib.metadata
 import json
 import logging
+import platform
 import time
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict
@@ -192,6 +194,7 @@ class CellRun:
         contexts = self._contexts()
         batches, dropped = self._batches(data, contexts)
         self._describe(data, corpus, batches)
+        write_json(self.folder / "environment.json", environment(model))
         asked = [[q for fact in batch for q in questions(fact)] for batch in batches]
         before = self._before(asked)
         covariances = cached_covariance(model, cell.settings.layers, corpus)
@@ -335,6 +338,17 @@ class CellRun:
         save_tensors(stem.with_suffix(".safetensors"), tensors, {"measured": measured})
 
 
+def environment(model: EditableModel) -> dict:
+    """Where a run was made: versions, device, precision, threads. Not part of a result's bytes."""
+    packages = ("langedit-core", "torch", "transformers", "tokenizers", "numpy")
+    return model.provenance | dict(
+        versions={name: importlib.metadata.version(name) for name in packages},
+        python=platform.python_version(),
+        machine=platform.machine(),
+        threads=torch.get_num_threads(),
+    )
+
+
 def _read_json(path: Path):
     try:
         return json.loads(path.read_text("utf-8"))
@@ -342,10 +356,3 @@ def _read_json(path: Path):
         raise
     except (ValueError, OSError) as error:
         raise CorruptFile(f"{path} is not whole JSON ({error}); delete it to have it made again") from error
-
-
-def deterministic(threads: int | None = None) -> None:
-    """Ask torch for the same bits every time on one machine."""
-    torch.use_deterministic_algorithms(True, warn_only=True)
-    if threads:
-        torch.set_num_threads(threads)

@@ -120,7 +120,7 @@ def optimise_values(
         requests: Facts as token rows.
         layers: Layers that receive a δ, optimised jointly; the published form gives the last one only.
         settings: See `ValueSettings`.
-        microbatch: Facts per micro-batch; None starts with all and halves when memory runs out.
+        microbatch: Facts per micro-batch; None groups them by length. Halves when memory runs out.
         progress: Called with the number of facts finished.
         observe: Called with every forward pass.
 
@@ -130,13 +130,13 @@ def optimise_values(
     """
     if not requests:
         raise ValueError("no facts to optimise values for: give at least one request")
+    size = microbatch or len(requests)
+    groups = _alike(requests, math.inf if microbatch else _ENOUGH.get(model.device.type, 8192))
     parts: list[Values] = []
-    size, done = microbatch or len(requests), 0
-    order = list(range(len(requests)))
-    if size < len(requests):  # facts of like length together: padded columns cost as much as others
-        order.sort(key=lambda i: max(len(row.ids) - row.lookup for row in requests[i].contexts))
-    while done < len(requests):
-        chunk = [requests[i] for i in order[done : done + size]]
+    order: list[int] = []
+    while groups:
+        members = sorted(groups[0][:size])
+        chunk = [requests[i] for i in members]
         try:
             parts.append(_optimise(model, chunk, layers, settings, observe))
         except (torch.OutOfMemoryError, RuntimeError) as error:
@@ -150,9 +150,10 @@ def optimise_values(
                 ) from error
             size = math.ceil(len(chunk) / 2)
             continue
-        done += len(chunk)
+        order += members
+        groups = [rest for rest in (groups[0][size:], *groups[1:]) if rest]
         if progress:
-            progress(done)
+            progress(len(order))
     back = sorted(range(len(order)), key=order.__getitem__)
     loss, steps, nll = ([x for part in parts for x in getattr(part, name)] for name in ("loss", "steps", "nll"))
     return Values(
@@ -163,6 +164,27 @@ def optimise_values(
         nll=[nll[i] for i in back],
         stop=settings.stop,
     )
+
+
+_ENOUGH = {"cpu": 128}
+"""Columns that keep a device busy (8192 where not listed); a larger micro-batch gains nothing, its padding costs."""
+
+
+def _alike(requests: Sequence[ValueRequest], enough: int | float) -> list[list[int]]:
+    """Facts of like suffix length together, since padded columns cost as much as others.
+
+    A group takes longer facts until it has `enough` columns, then only such as need no padding. Which facts meet does
+    not depend on the order they were given in.
+    """
+    width = [max(len(row.ids) - row.lookup for row in request.contexts) for request in requests]
+    groups: list[list[int]] = []
+    columns = longest = 0
+    for i in sorted(range(len(requests)), key=lambda i: (width[i], requests[i].contexts[0].ids, requests[i].target)):
+        if not groups or (columns >= enough and width[i] > longest):
+            groups, columns = [*groups, []], 0
+        groups[-1].append(i)
+        columns, longest = columns + width[i] * len(requests[i].contexts), width[i]
+    return groups
 
 
 class _Scored:

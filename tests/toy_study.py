@@ -54,11 +54,12 @@ def sealed(root: Path, of: Cell) -> dict[str, str]:
     return {name: storage.file_digest(folder / name) for name in (*study._sealed_names(of), "done.json")}
 
 
-def _child(root: Path, prepare) -> int:
+def _child(root: Path, unedited: EditableModel, of: Cell, prepare=lambda: None) -> int:
+    """Fork, so that no run pays for the imports."""
     pid = os.fork()
     if pid == 0:
         prepare()
-        study.run_cells([cell()], model(), root, quiet=True)
+        study.run_cells([of], unedited, root, quiet=True)
         os._exit(0)
     return pid
 
@@ -90,25 +91,24 @@ def _killing_at_the_first_new_file(after: bool) -> None:
 
 def main(root: Path, how: str, seed: str = "0") -> None:
     study.LOADERS[DATA] = load
-    kills = 0
+    unedited, of, kills = model(), cell(rounds=1) if how == "writes" else cell(), 0
     if how == "writes":
         for after in itertools.cycle((False, True)):  # with every second run there is one file more
-            if _ended(_child(root, lambda after=after: _killing_at_the_first_new_file(after))):
+            if _ended(_child(root, unedited, of, lambda after=after: _killing_at_the_first_new_file(after))):
                 break
             kills += 1
     else:
-        start = time.monotonic()
-        pid = _child(root.with_name(root.name + "-timing"), lambda: None)
-        _ended(pid)
-        whole, chance = time.monotonic() - start, random.Random(int(seed))
-        for _ in range(8):
-            pid = _child(root, lambda: None)
-            time.sleep(whole * chance.uniform(0.1, 0.8))
+        start, chance = time.monotonic(), random.Random(int(seed))
+        _ended(_child(root.with_name(root.name + "-timing"), unedited, of))
+        whole = time.monotonic() - start
+        for _ in range(12):
+            pid = _child(root, unedited, of)
+            time.sleep(whole * chance.uniform(0.05, 0.5))
             os.kill(pid, signal.SIGKILL)
             if _ended(pid):
                 break
             kills += 1
-        _ended(_child(root, lambda: None))
+        _ended(_child(root, unedited, of))
     print(kills)
 
 

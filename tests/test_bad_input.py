@@ -1,0 +1,198 @@
+"""Bad input is answered before anything is computed with it; the table says which file tests which row.
+
+| what arrives                                             | tested in |
+|----------------------------------------------------------|-----------|
+| subject not in the prompt, `{}` missing or doubled       | test_records, test_tokens (locate); dropped and counted by loaders: test_mzsre |
+| empty target, or one that tokenises to nothing           | test_records, test_tokens (continuation), test_editors, test_metrics |
+| unknown language                                         | test_records, test_study; here: `language` of an editor's prefixes in test_editors |
+| unknown method                                           | test_editors, test_study |
+| unknown profile, data set, cell group                    | test_study |
+| unknown model                                            | here, test_study; packaged names: test_packaged |
+| unknown architecture                                     | here |
+| truncated or altered cache                               | test_covariance; converted models: test_packaged |
+| truncated or altered result                              | test_study |
+| truncated weight file                                    | here; of a packaged model: test_packaged |
+| NaN or infinity in keys, covariance or update            | test_solve, test_nullspace, test_covariance, test_editors; here: in `add_` |
+| NaN or infinity in values                                | test_values, test_editors |
+| out of memory                                            | test_values |
+| a pickle, or a model that wants remote code              | here; no pickle is tracked: test_repository |
+| text with HTML or script in a data set                   | test_notebooks |
+"""  # fmt: skip
+
+from __future__ import annotations
+
+import json
+import pickle
+from pathlib import Path
+
+import conftest
+import pytest
+import torch
+from conftest import CONFIGS, build_model
+
+from langedit_core.errors import RefusedInput
+from langedit_core.models import ARCHITECTURES, architecture_of, inspect, load_model
+from langedit_core.packaged import PACKAGED
+
+
+class Bomb:
+    """Leaves a trace if anybody unpickles it."""
+
+    def __init__(self, trace: Path) -> None:
+        self.trace = trace
+
+    def __reduce__(self):
+        return Path.touch, (self.trace,)
+
+
+@pytest.fixture
+def saved(tmp_path) -> Path:
+    """A whole model folder as `save_pretrained` writes it."""
+    model, folder = build_model("llama"), tmp_path / "model"
+    model.hf.save_pretrained(folder)
+    model.tokenizer.save_pretrained(folder)
+    return folder
+
+
+def edit_config(folder: Path, **changes) -> None:
+    config = json.loads((folder / "config.json").read_text())
+    config |= changes
+    (folder / "config.json").write_text(json.dumps({k: v for k, v in config.items() if v is not None}))
+
+
+def test_a_whole_folder_is_loaded_and_gives_the_saved_weights(saved):
+    loaded, model = load_model(saved, device="cpu"), build_model("llama")
+    assert loaded.name == str(saved)
+    assert all(torch.equal(loaded.weight(i), model.weight(i)) for i in range(4))
+    assert not any(parameter.requires_grad for parameter in loaded.hf.parameters())
+    assert loaded.fingerprint == model.fingerprint
+    assert loaded.provenance["dtype"] == "float32"
+
+
+@pytest.mark.parametrize("name", ["pytorch_model.bin", "model.pt", "weights.pkl"])
+def test_a_folder_with_pickled_weights_only_is_refused_and_nothing_is_unpickled(saved, name, tmp_path):
+    (saved / "model.safetensors").unlink()
+    (saved / name).write_bytes(pickle.dumps(Bomb(tmp_path / "trace")))
+    with pytest.raises(RefusedInput, match=r"no \.safetensors file; pickled weights are never loaded"):
+        load_model(saved, device="cpu")
+    assert not (tmp_path / "trace").exists()
+
+
+def test_a_pickle_beside_whole_weights_is_not_touched(saved, tmp_path):
+    (saved / "pytorch_model.bin").write_bytes(pickle.dumps(Bomb(tmp_path / "trace")))
+    assert torch.equal(load_model(saved, device="cpu").weight(0), build_model("llama").weight(0))
+    assert not (tmp_path / "trace").exists()
+
+
+def test_a_pickle_that_calls_itself_safetensors_is_not_unpickled(saved, tmp_path):
+    (saved / "model.safetensors").write_bytes(pickle.dumps(Bomb(tmp_path / "trace")))
+    with pytest.raises(Exception, match="(?i)header|safetensors|deserializing"):
+        load_model(saved, device="cpu")
+    assert not (tmp_path / "trace").exists()
+
+
+CODE = "from pathlib import Path\nPath(__file__).with_name('trace').touch()\nraise SystemExit('own code was run')\n"
+
+
+@pytest.mark.parametrize("model_type", ["own_architecture", None])
+def test_a_folder_that_wants_to_run_its_own_code_is_refused_without_running_it(saved, model_type):
+    wanted = {"AutoConfig": "own.OwnConfig", "AutoModelForCausalLM": "own.OwnModel"}
+    edit_config(saved, model_type=model_type, auto_map=wanted)
+    (saved / "own.py").write_text(CODE)
+    with pytest.raises(RefusedInput, match="wants to run its own code"):
+        load_model(saved, device="cpu")
+    assert not (saved / "trace").exists()
+
+
+def test_own_code_beside_a_known_architecture_is_ignored(saved):
+    edit_config(saved, auto_map={"AutoModelForCausalLM": "own.OwnModel", "AutoTokenizer": ["own.OwnTokenizer", None]})
+    (saved / "own.py").write_text(CODE)
+    assert type(load_model(saved, device="cpu").hf).__name__ == "LlamaForCausalLM"
+    assert not (saved / "trace").exists()
+
+
+def test_an_architecture_nobody_knows_is_named(saved):
+    edit_config(saved, model_type="own_architecture")
+    with pytest.raises(ValueError, match="own_architecture"):
+        load_model(saved, device="cpu")
+
+
+def test_a_known_architecture_that_is_not_supported_lists_what_is_and_what_to_declare(saved):
+    edit_config(saved, model_type="opt", architectures=["OPTForCausalLM"])
+    with pytest.raises(ValueError, match="unknown architecture 'opt'") as caught:
+        load_model(saved, device="cpu")
+    message = str(caught.value)
+    assert all(name in message for name in ARCHITECTURES)
+    assert all(word in message for word in ("layers", "output projection", "norm"))
+    with pytest.raises(ValueError, match="unknown architecture 'qwen'; known: qwen2, qwen3, "):
+        architecture_of("qwen")
+
+
+def test_a_folder_without_config_says_what_is_expected(saved):
+    (saved / "config.json").unlink()
+    with pytest.raises(ValueError, match="has no config.json; expected a folder written by `save_pretrained`"):
+        load_model(saved, device="cpu")
+
+
+@pytest.mark.parametrize("config", ["", "{", "[]", "{}", '{"model_type": 3}'])
+def test_a_config_that_says_nothing_is_refused_with_its_place(saved, config):
+    (saved / "config.json").write_text(config)
+    with pytest.raises((ValueError, OSError, TypeError)) as caught:
+        load_model(saved, device="cpu")
+    assert not isinstance(caught.value, RefusedInput)
+
+
+@pytest.mark.parametrize("damage", ["truncated", "empty"])
+def test_a_weight_file_that_is_not_whole_gives_no_model(saved, damage):
+    weights = saved / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[: -50 if damage == "truncated" else 0])
+    with pytest.raises(Exception, match="(?i)safetensors|header|incomplete|buffer"):
+        load_model(saved, device="cpu")
+
+
+def test_an_unknown_name_lists_the_packaged_models_nearest_first():
+    with pytest.raises(ValueError, match="unknown model .*'gemma-3-27m'; known: gemma-3-270m, ") as caught:
+        load_model("gemma-3-27m")
+    assert all(name in str(caught.value) for name in PACKAGED)
+    with pytest.raises(ValueError, match="not a directory, not an owner/name hub ID"):
+        load_model("/no/such/folder")
+
+
+# --- updates ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("model_type", ["llama", "gpt2"])
+def test_an_update_of_the_wrong_shape_or_with_nan_leaves_the_weights_alone(model_type):
+    model = build_model(model_type)
+    before = model.weight(1).clone()
+    good = torch.randn(model.d_model, model.d_ff)
+    with pytest.raises(ValueError, match=r"layer 1 has shape \(48, 32\), expected \(32, 48\)"):
+        model.add_(1, good.T.contiguous())
+    for bad in (float("nan"), float("inf")):
+        delta = good.clone()
+        delta[3, 4] = bad
+        with pytest.raises(ValueError, match="layer 1 holds NaN or infinity; the weights are left"):
+            model.add_(1, delta)
+    assert torch.equal(model.weight(1), before)
+    model.add_(1, good)
+    torch.testing.assert_close(model.weight(1), before + good)
+
+
+def test_a_model_is_restored_bitwise_even_after_an_error(any_model):
+    before = {name: tensor.clone() for name, tensor in any_model.hf.state_dict().items()}
+    with pytest.raises(KeyboardInterrupt), any_model.restored():
+        for layer in range(4):
+            any_model.add_(layer, torch.randn(any_model.d_model, any_model.d_ff))
+        assert not torch.equal(any_model.weight(0), before[next(n for n in before if ".0." in n)])
+        raise KeyboardInterrupt
+    assert all(torch.equal(before[name], tensor) for name, tensor in any_model.hf.state_dict().items())
+
+
+def test_inspect_tells_layers_shapes_port_and_norm(tiny, tiny_gemma):
+    for model, norm in ((tiny, "none: residual"), (tiny_gemma, "post_feedforward_layernorm: values are optimised")):
+        sheet = inspect(model)
+        assert "4 (0 to 3), residual width 32" in sheet
+        assert "model.layers.<layer>.mlp.down_proj, W: 32 x 48" in sheet
+        assert norm in sheet
+    assert set(CONFIGS) == set(ARCHITECTURES)  # every architecture has a tiny model, so every test covers it
+    assert conftest.byte_level_tokenizer().is_fast
