@@ -230,6 +230,9 @@ class Editor:
                     model.add_(layer, update.delta)
                 updates[layer] = update
                 report.layers[layer] = state.report(space, update)
+            doing = "remembering its keys"
+            with clock("projection"):
+                self._remember(updates)
         except BaseException as error:
             self._put_back()
             if isinstance(error, FloatingPointError | ValueError):
@@ -238,7 +241,6 @@ class Editor:
             raise
         report.steps, report.converged = values.steps, values.converged
         report.final_loss = [loss[-1] for loss in values.loss]
-        self._remember(updates, clock)
         return updates
 
     def _put_back(self) -> None:
@@ -251,12 +253,13 @@ class Editor:
         """Repeat a stored batch: same weights, same state, to the bit."""
         for layer, update in updates.items():
             self.model.add_(layer, update.delta)
-        self._remember(updates, _Clock({}))
+        self._remember(updates)
 
-    def _remember(self, updates: Mapping[int, Update], clock: _Clock) -> None:
-        with clock("projection"):
-            for layer, update in updates.items():
-                self.layers[layer].remember(update)
+    def _remember(self, updates: Mapping[int, Update]) -> None:
+        """Take a batch into the state of all layers, or of none if anything fails on the way."""
+        known = {layer: state.remembered(updates[layer]) for layer, state in self.layers.items()}
+        for layer, state in self.layers.items():
+            vars(state).update(known[layer])
         self.step += 1
 
     def _residual(self, reader: KeyReader, values: Values, number: int) -> Float[Tensor, "d_out n"]:
@@ -276,7 +279,7 @@ class LayerState:
         self.weight = model.weight(layer).clone()  # as of the last finished batch
         self.initial_norm = float(self.weight.norm())
         self.initial = self.weight
-        self.past: list[Float[Tensor, "d n"]] = []
+        self.past: tuple[Float[Tensor, "d n"], ...] = ()
         d = model.d_ff
         self.metric: Metric | None = None
         if settings.space == "whole":
@@ -327,22 +330,22 @@ class LayerState:
             written=float(written.mean()),
         )
 
-    def remember(self, update: Update) -> None:
-        """Take the batch's keys into the state; the weight is now the model's."""
-        self.weight = self.model.weight(self.layer).clone()
+    def remembered(self, update: Update) -> dict[str, object]:
+        """What this state becomes with the batch taken in; nothing is changed yet. The weight is the model's."""
         keys = update.keys.double()
-        self.past.append(update.keys)
+        new: dict[str, object] = dict(weight=self.model.weight(self.layer).clone(), past=(*self.past, update.keys))
         if self.settings.space == "incremental":
-            self.null = self.null.without(keys)
+            new["null"] = self.null.without(keys)
         elif self.running is not None:
-            self.running.update(keys)
-            self.stale = True
+            running = self.running.copy()
+            running.update(keys)
+            new |= dict(running=running, stale=True)
         elif self.mix is not None:
             documents, batch = self.settings.released_counts
-            total = documents + batch * len(self.past)
-            everything = torch.cat(self.past, dim=1).double()
-            self.mix = (documents * self.mix + batch * (everything @ everything.T)) / total
-            self.stale = True
+            total = documents + batch * len(new["past"])
+            everything = torch.cat(new["past"], dim=1).double()
+            new |= dict(mix=(documents * self.mix + batch * (everything @ everything.T)) / total, stale=True)
+        return new
 
 
 class _Clock:

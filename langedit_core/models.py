@@ -16,6 +16,7 @@ from pathlib import Path
 
 import torch
 from jaxtyping import Float, Int
+from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from langedit_core.errors import RefusedInput, unknown
@@ -212,7 +213,7 @@ def load_model(
         attention: `eager` or `sdpa`; the architecture's own default otherwise.
 
     Raises:
-        ValueError: Unknown architecture, or neither a directory nor a known or well-formed name.
+        ValueError: Unknown architecture, a truncated weight file, or neither a directory nor a well-formed name.
         RefusedInput: The model wants remote code or ships pickled weights only.
     """
     from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
@@ -239,10 +240,15 @@ def load_model(
     if device == "auto":
         device = "cuda:0" if torch.cuda.is_available() else "cpu"
     attention = attention or architecture.attention_kernel
-    hf = AutoModelForCausalLM.from_pretrained(
-        source, revision=revision, dtype=dtype, attn_implementation=attention, use_safetensors=True,
-        trust_remote_code=False,
-    ).to(device)  # fmt: skip
+    try:
+        hf = AutoModelForCausalLM.from_pretrained(
+            source, revision=revision, dtype=dtype, attn_implementation=attention, use_safetensors=True,
+            trust_remote_code=False,
+        ).to(device)  # fmt: skip
+    except SafetensorError as error:
+        raise ValueError(
+            f"a weight file of {source} is not whole ({error}); download or save the model again"
+        ) from error
     tokenizer = AutoTokenizer.from_pretrained(source, revision=revision, trust_remote_code=False)
     provenance = dict(
         model=name,

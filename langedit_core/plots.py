@@ -176,7 +176,7 @@ def method_bars(
                 tops = found[["value", "high"]].max(axis=1)
                 for place, top, value in zip(x, tops, found["value"], strict=True):
                     if pd.notna(value):
-                        small = 9 if len(metrics) * len(moments) * len(methods) <= 12 else 7
+                        crowded = len(metrics) * len(moments) * len(methods) > 12
                         axes.annotate(
                             f"{value:.2f}",
                             (place, top),
@@ -184,7 +184,8 @@ def method_bars(
                             textcoords="offset points",
                             ha="center",
                             va="bottom",
-                            fontsize=small,
+                            fontsize=7 if crowded else 9,
+                            rotation=90 if crowded else 0,
                         )
             _moment_ticks(axes, moments, crowded=len(metrics) > 1)
             axes.set_title(name.replace("_", " "))
@@ -268,8 +269,9 @@ def sequence_lines(frame: pd.DataFrame, panels: Mapping[str, str], *, title: str
             every = max(1, len(steps) // 8)
             labels = [f"{step + 1}\n{lang}" for step, lang in zip(steps["step"], steps["lang"], strict=True)]
             axes.set_xticks(list(steps["step"])[::every], labels[::every])
-            axes.set(title=label, xlabel="batch", ylim=(0, None))
+            axes.set(title=label, xlabel="batch")
             axes.margins(y=0.1)
+            axes.set_ylim(bottom=0)
         _legend(fig, fig.axes[0], len(methods), title)
     return fig
 
@@ -282,6 +284,8 @@ def heatmap(
     ylabel: str = "",
     value_label: str = "",
     centre: Real | None = None,
+    limits: tuple[Real, Real] | None = None,
+    missing: str = "n/a",
     fmt: str = ".2f",
 ) -> Figure:
     """A matrix as colours, with its numbers written in while there are at most 200; empty cells stay grey.
@@ -294,6 +298,8 @@ def heatmap(
         value_label: What the colours are, with unit.
         centre: Value drawn white, equal distances on both sides in equal strength; None for a scale from the
             smallest to the largest value.
+        limits: Ends of the colour scale, for figures that are to be compared.
+        missing: What is written into empty cells.
         fmt: Format of the numbers.
     """
     values = matrix.to_numpy(float)
@@ -301,6 +307,7 @@ def heatmap(
     if centre is not None:
         reach = max(high - centre, centre - low) or 1.0
         low, high = centre - reach, centre + reach
+    low, high = limits or (low, high)
     rows, columns = values.shape
     with style():
         fig = Figure(figsize=(WIDTH, float(np.clip(1.6 + 0.34 * rows, 2.8, 12))), layout="constrained")
@@ -317,7 +324,7 @@ def heatmap(
             for (i, j), value in np.ndenumerate(values):
                 red, green, blue, _ = image.cmap(image.norm(value))
                 dark = 0.299 * red + 0.587 * green + 0.114 * blue < 0.5
-                text = f"{value:z{fmt}}" if np.isfinite(value) else "n/a"  # z: no "-0.00"
+                text = f"{value:z{fmt}}" if np.isfinite(value) else missing  # z: no "-0.00"
                 colour = "white" if dark else "black"
                 axes.text(j, i, text, ha="center", va="center", fontsize=8, color=colour)
         fig.colorbar(image, label=value_label, pad=0.01)

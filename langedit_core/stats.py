@@ -5,6 +5,7 @@ Percentile bootstrap over facts (a fact's probes are averaged first, since they 
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import NamedTuple
 
 import numpy as np
@@ -24,13 +25,13 @@ class Estimate(NamedTuple):
     high: float
 
 
-def interval(values: np.ndarray, seed: int = 0) -> Estimate:
+def interval(values: Iterable[float], seed: int = 0) -> Estimate:
     """Mean of one value per fact, with a bootstrap interval.
 
     Raises:
         ValueError: No value, or NaN among them.
     """
-    values = np.asarray(values, dtype=float)
+    values = np.fromiter(values, dtype=float)
     if values.size == 0 or not np.isfinite(values).all():
         raise ValueError(f"an interval needs finite values, one per fact; got {values!r}")
     mean = float(values.mean())
@@ -53,8 +54,8 @@ def paired_difference(a: pd.Series, b: pd.Series, seed: int = 0) -> Estimate:
     """
     both = pd.concat([a.rename("a"), b.rename("b")], axis=1, join="inner").dropna()
     if both.empty:
-        raise ValueError("no fact was measured under both methods; compare runs of the same cell design")
-    return interval((both["a"] - both["b"]).to_numpy(), seed)
+        raise ValueError("the two have no fact in common; compare runs of the same cell design")
+    return interval(both["a"] - both["b"], seed)
 
 
 def summarise(rows: pd.DataFrame, by: list[str]) -> pd.DataFrame:

@@ -43,6 +43,42 @@ def write_json(path: Path, content: object) -> None:
     write_bytes(path, (text + "\n").encode())
 
 
+def write_sealed(path: Path, content: object) -> None:
+    """`write_json` with a checksum of the content, for files that are read again."""
+    text = json.dumps(content, ensure_ascii=False, sort_keys=True)
+    write_json(path, {"sha256": hashlib.sha256(text.encode()).hexdigest(), "content": content})
+
+
+def read_sealed(path: Path):
+    """The content of what `write_sealed` wrote.
+
+    Raises:
+        FileNotFoundError: Nothing there.
+        CorruptFile: Truncated, altered, or without a checksum.
+    """
+    sealed = read_json(path)
+    if isinstance(sealed, dict) and {"sha256", "content"} <= sealed.keys():
+        text = json.dumps(sealed["content"], ensure_ascii=False, sort_keys=True)
+        if hashlib.sha256(text.encode()).hexdigest() == sealed["sha256"]:
+            return sealed["content"]
+    raise CorruptFile(f"{path} does not match its checksum; delete it to have it made again")
+
+
+def read_json(path: Path):
+    """JSON of a file.
+
+    Raises:
+        FileNotFoundError: Nothing there.
+        CorruptFile: Not whole.
+    """
+    try:
+        return json.loads(path.read_text("utf-8"))
+    except FileNotFoundError:
+        raise
+    except (ValueError, OSError) as error:
+        raise CorruptFile(f"{path} is not whole JSON ({error}); delete it to have it made again") from error
+
+
 def file_digest(path: Path) -> str:
     """SHA-256 of a file's bytes."""
     with open(path, "rb") as file:

@@ -27,11 +27,20 @@ from langedit_core.covariance import cached_covariance, corpus_hash
 from langedit_core.editors import BatchReport, Editor, EditSettings, Update
 from langedit_core.errors import unknown
 from langedit_core.languages import CORE
-from langedit_core.metrics import ProbeScore, Question, ask, questions, rows_of
+from langedit_core.metrics import WHEN, ProbeScore, Question, ask, questions, rows_of
 from langedit_core.models import EditableModel
 from langedit_core.mzsre import load_bzsre, load_mzsre
 from langedit_core.records import Fact, FactSet
-from langedit_core.storage import CorruptFile, file_digest, load_tensors, save_tensors, write_json
+from langedit_core.storage import (
+    CorruptFile,
+    file_digest,
+    load_tensors,
+    read_json,
+    read_sealed,
+    save_tensors,
+    write_json,
+    write_sealed,
+)
 from langedit_core.tokens import SubjectMerged
 
 log = logging.getLogger(__name__)
@@ -91,11 +100,12 @@ class CellResult:
 
     def __init__(self, cell: Cell, folder: Path) -> None:
         self.cell, self.folder = cell, folder
-        self.dropped: dict[str, str] = _read_json(folder / "done.json")["dropped"]
-        self.provenance: dict = _read_json(folder / "inputs.json")
-        measured = [_read_json(folder / f"batch-{t:03d}.json") for t in range(cell.batches)]
-        final = _read_json(folder / "final.json")
-        self.rows = pd.DataFrame([row for part in (*measured, final) for row in part["rows"]])
+        self.dropped: dict[str, str] = read_json(folder / "done.json")["dropped"]
+        self.provenance: dict = read_json(folder / "inputs.json")
+        measured = [read_json(folder / f"batch-{t:03d}.json") for t in range(cell.batches)]
+        final = read_json(folder / "final.json")
+        rows = pd.DataFrame([row for part in (*measured, final) for row in part["rows"]])
+        self.rows = rows.sort_values("when", key=lambda when: when.map(list(WHEN).index), kind="stable")
         self.retention = pd.DataFrame([row for part in measured for row in part["retention"]])
         self.batches = pd.DataFrame(
             dict(step=t, lang=cell.langs[t % len(cell.langs)], layer=int(layer), facts=len(part["report"]["facts"]),
@@ -107,7 +117,7 @@ class CellResult:
         self.seconds = pd.DataFrame(
             dict(step=t, phase=phase, seconds=seconds)
             for t in range(cell.batches)
-            for phase, seconds in _read_json(folder / f"batch-{t:03d}.time.json").items()
+            for phase, seconds in read_json(folder / f"batch-{t:03d}.time.json").items()
         )
 
 
@@ -131,7 +141,7 @@ def is_done(cell: Cell, root: Path) -> bool:
     """Whether the cell's results are complete and unaltered."""
     folder = results_folder(cell, root)
     try:
-        sealed = _read_json(folder / "done.json")["files"]
+        sealed = read_json(folder / "done.json")["files"]
         return all(file_digest(folder / name) == sealed.get(name) for name in _sealed_names(cell))
     except FileNotFoundError:
         return False
@@ -169,12 +179,23 @@ def run_cells(cells: Iterable[Cell], model: EditableModel, root: Path, quiet: bo
     """
     cells = list(cells)
     missing = [cell for cell in cells if not is_done(cell, root)]
+    for cell in cells:
+        if cell not in missing:
+            _check_model(read_json(results_folder(cell, root) / "inputs.json"), model, results_folder(cell, root))
     total = sum(cell.batches * cell.batch for cell in missing)
     with tqdm(total=total, unit="fact", disable=quiet or not missing, mininterval=1.0, dynamic_ncols=True) as bar:
         for number, cell in enumerate(missing, 1):
             bar.set_description(f"cell {number}/{len(missing)} {cell.method} on {cell.data}")
             CellRun(cell, model, root, bar).run()
     return [load_result(cell, root) for cell in cells]
+
+
+def _check_model(inputs: dict, model: EditableModel, folder: Path) -> None:
+    if inputs.get("model_fingerprint") != model.fingerprint:
+        raise ValueError(
+            f"{folder} was made with other inputs (model_fingerprint differs): {model.name} is not the model it was; "
+            "delete that folder, or load the model it was made with"
+        )
 
 
 class CellRun:
@@ -224,10 +245,14 @@ class CellRun:
     def _contexts(self) -> Contexts:
         cell, path = self.cell, self.folder / "contexts.json"
         langs = tuple(dict.fromkeys(cell.langs))
-        if path.is_file():
-            return Contexts.model_validate_json(path.read_text("utf-8"))
+        try:
+            return Contexts.model_validate(read_sealed(path))
+        except FileNotFoundError:
+            pass
+        except CorruptFile as error:
+            log.warning("context prefixes are sampled again: %s", error)
         made = sample_contexts(self.model, langs, per_language=cell.prefixes, length=cell.prefix_tokens, seed=cell.seed)
-        write_json(path, made.model_dump(mode="json"))
+        write_sealed(path, made.model_dump(mode="json"))
         return made
 
     def _batches(self, data: FactSet, contexts: Contexts) -> tuple[list[list[Fact]], dict[str, str]]:
@@ -260,7 +285,7 @@ class CellRun:
             facts=[[fact.id for fact in batch] for batch in batches],
         )
         path = self.folder / "inputs.json"
-        if path.is_file() and (old := _read_json(path)) != json.loads(json.dumps(inputs)):
+        if path.is_file() and (old := read_json(path)) != json.loads(json.dumps(inputs)):
             changed = [key for key in inputs if old.get(key) != inputs[key]]
             raise ValueError(
                 f"{self.folder} was begun with other inputs ({', '.join(changed)} differ); "
@@ -275,12 +300,14 @@ class CellRun:
             json.dumps([self.model.fingerprint, [(q.prompt, q.answer) for q in flat]]).encode()
         ).hexdigest()[:16]
         path = self.folder.parent / f"before-{key}.json"
-        if path.is_file():
-            scores = [ProbeScore(**{**s, "predicted": tuple(s["predicted"])}) for s in _read_json(path)]
-        else:
+        try:
+            scores = [ProbeScore(**{**s, "predicted": tuple(s["predicted"])}) for s in read_sealed(path)]
+        except (FileNotFoundError, CorruptFile) as error:
+            if isinstance(error, CorruptFile):
+                log.warning("the unedited model is asked again: %s", error)
             self.bar.set_postfix_str("asking the unedited model")
             scores = ask(self.model, flat)
-            write_json(path, [asdict(score) for score in scores])
+            write_sealed(path, [asdict(score) for score in scores])
         split, start = [], 0
         for part in asked:
             split.append(scores[start : start + len(part)])
@@ -347,12 +374,3 @@ def environment(model: EditableModel) -> dict:
         machine=platform.machine(),
         threads=torch.get_num_threads(),
     )
-
-
-def _read_json(path: Path):
-    try:
-        return json.loads(path.read_text("utf-8"))
-    except FileNotFoundError:
-        raise
-    except (ValueError, OSError) as error:
-        raise CorruptFile(f"{path} is not whole JSON ({error}); delete it to have it made again") from error

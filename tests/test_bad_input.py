@@ -1,23 +1,21 @@
 """Bad input is answered before anything is computed with it; the table says which file tests which row.
 
-| what arrives                                             | tested in |
-|----------------------------------------------------------|-----------|
-| subject not in the prompt, `{}` missing or doubled       | test_records, test_tokens (locate); dropped and counted by loaders: test_mzsre |
-| empty target, or one that tokenises to nothing           | test_records, test_tokens (continuation), test_editors, test_metrics |
-| unknown language                                         | test_records, test_study; here: `language` of an editor's prefixes in test_editors |
-| unknown method                                           | test_editors, test_study |
-| unknown profile, data set, cell group                    | test_study |
-| unknown model                                            | here, test_study; packaged names: test_packaged |
-| unknown architecture                                     | here |
-| truncated or altered cache                               | test_covariance; converted models: test_packaged |
-| truncated or altered result                              | test_study |
-| truncated weight file                                    | here; of a packaged model: test_packaged |
-| NaN or infinity in keys, covariance or update            | test_solve, test_nullspace, test_covariance, test_editors; here: in `add_` |
-| NaN or infinity in values                                | test_values, test_editors |
-| out of memory                                            | test_values |
-| a pickle, or a model that wants remote code              | here; no pickle is tracked: test_repository |
-| text with HTML or script in a data set                   | test_notebooks |
-"""  # fmt: skip
+subject not in the prompt, `{}` missing or doubled   test_records, test_tokens; loaders drop and count: test_mzsre
+empty target, or one without tokens                  test_records, test_tokens, test_editors, test_metrics
+unknown language                                     test_records, test_study, test_editors
+unknown method                                       test_editors, test_study
+unknown profile, data set, cell group                test_study
+unknown model                                        here, test_study; packaged names: test_packaged
+unknown architecture                                 here
+truncated or altered cache                           test_covariance; converted models: test_packaged
+truncated or altered result                          test_study
+truncated weight file                                here; of a packaged model: test_packaged
+NaN or infinity in keys, covariance or update        test_solve, test_nullspace, test_covariance, test_editors, here
+NaN or infinity in values                            test_values, test_editors
+out of memory                                        test_values
+a pickle, or a model that wants remote code          here; none is tracked: test_repository
+text with HTML or script in a data set               test_notebooks
+"""
 
 from __future__ import annotations
 
@@ -86,7 +84,7 @@ def test_a_pickle_beside_whole_weights_is_not_touched(saved, tmp_path):
 
 def test_a_pickle_that_calls_itself_safetensors_is_not_unpickled(saved, tmp_path):
     (saved / "model.safetensors").write_bytes(pickle.dumps(Bomb(tmp_path / "trace")))
-    with pytest.raises(Exception, match="(?i)header|safetensors|deserializing"):
+    with pytest.raises(ValueError, match="is not whole"):
         load_model(saved, device="cpu")
     assert not (tmp_path / "trace").exists()
 
@@ -135,18 +133,17 @@ def test_a_folder_without_config_says_what_is_expected(saved):
 
 
 @pytest.mark.parametrize("config", ["", "{", "[]", "{}", '{"model_type": 3}'])
-def test_a_config_that_says_nothing_is_refused_with_its_place(saved, config):
+def test_a_config_that_names_no_architecture_is_refused(saved, config):
     (saved / "config.json").write_text(config)
-    with pytest.raises((ValueError, OSError, TypeError)) as caught:
+    with pytest.raises((ValueError, OSError), match="not a valid JSON file|model_type|model type"):
         load_model(saved, device="cpu")
-    assert not isinstance(caught.value, RefusedInput)
 
 
 @pytest.mark.parametrize("damage", ["truncated", "empty"])
 def test_a_weight_file_that_is_not_whole_gives_no_model(saved, damage):
     weights = saved / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[: -50 if damage == "truncated" else 0])
-    with pytest.raises(Exception, match="(?i)safetensors|header|incomplete|buffer"):
+    with pytest.raises(ValueError, match="a weight file of .*model is not whole"):
         load_model(saved, device="cpu")
 
 

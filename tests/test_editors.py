@@ -343,6 +343,17 @@ def test_a_failing_batch_leaves_model_and_editor_as_they_were(method, failure, m
     assert toy.same(toy.weights(model), toy.weights(undisturbed.model))
 
 
+def test_a_failure_while_remembering_leaves_model_and_editor_as_they_were(tiny, monkeypatch):
+    editor = simple_editor(tiny, "langedit")
+    editor.edit(toy.facts("en", range(2)))
+    before, spaces = toy.weights(tiny), [editor.layers[layer].space() for layer in LAYERS]
+    monkeypatch.setattr(editors.NullSpace, "without", at_the_second_call(interrupted, editors.NullSpace.without))
+    with pytest.raises(KeyboardInterrupt):
+        editor.edit(toy.facts("de", range(2, 4)))
+    assert toy.same(toy.weights(tiny), before)
+    assert all(editor.layers[layer].space() is space for layer, space in zip(LAYERS, spaces, strict=True))
+
+
 def test_values_that_become_nan_stop_the_batch_before_anything_is_written(tiny):
     editor = simple_editor(tiny, "langedit")
     with torch.no_grad():

@@ -287,15 +287,16 @@ def test_keys_that_are_zero_or_none_change_nothing():
     assert space.without(torch.empty(10, 0, dtype=torch.float64)).rank == 8
 
 
+@pytest.mark.parametrize("own", [1e-2, 4e-6])
 @pytest.mark.parametrize("start", ["whole", "kept", "removed"])
-def test_many_batches_stay_orthonormal_and_protect_the_first(start):
+def test_many_batches_stay_orthonormal_and_protect_the_first(start, own):
     d = 120
     space = {"whole": NullSpace(d=d), "kept": space_of(d, 62), "removed": space_of(d, 20)}[start]
     assert (space.kept is not None) == (start == "kept")
     # Keys of real facts are nearly parallel: one common direction and a small part of their own.
     common, batches = randn(d, 1), []
     for number in range(50):
-        keys = common + 1e-2 * randn(d, 1, seed=number + 1)
+        keys = common + own * randn(d, 1, seed=number + 1)
         batches.append(keys)
         space = space.without(keys)
     removed = space.removed
@@ -304,7 +305,8 @@ def test_many_batches_stay_orthonormal_and_protect_the_first(start):
         close(space.kept @ (space.kept.T @ removed), removed, 1e-10)
     keys = torch.cat(batches, dim=1)
     assert float(space.survival(keys).max()) < 1e-10
-    assert leak(randn(4, d) @ space.projection, keys) < 1e-10
+    # What a key adds below the tolerance is left out, and is all that leaks.
+    assert leak(randn(4, d) @ space.projection, keys) < (1e-10 if own > 1e-3 else 1e-6)
     check_projection(space)
 
 

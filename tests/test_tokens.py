@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from types import SimpleNamespace
 
 import conftest
 import pytest
@@ -136,6 +137,28 @@ def test_known_merges_are_refused():
     with pytest.raises(SubjectMerged, match="put a space or punctuation after"):
         locate(conftest.sentencepiece_tokenizer(), "s {}, near", "Ostberg")
     assert issubclass(SubjectMerged, RefusedInput)
+
+
+class Cutting:
+    """A tokenizer that cuts the subject differently when something follows, without crossing its end."""
+
+    eos_token_id, eos_token, is_fast = 99, "</s>", True
+    # "é" is two byte tokens with the same offsets; then a token of no width, as trimmed spaces are.
+    texts = {
+        "xaé b": ([7, 1, 2, 3, 4, 5], [(0, 1), (1, 2), (2, 3), (2, 3), (3, 3), (3, 5)]),
+        "xaé": ([8, 2, 3], [(0, 2), (2, 3), (2, 3)]),
+        "xaéb": ([8, 2, 6], [(0, 2), (2, 3), (2, 4)]),
+    }
+
+    def __call__(self, text, add_special_tokens=True, return_offsets_mapping=False):
+        ids, offsets = self.texts[text]
+        return SimpleNamespace(input_ids=ids, offset_mapping=offsets)
+
+
+def test_offsets_find_the_last_token_of_a_subject_that_is_cut_differently_in_its_text():
+    assert locate(Cutting(), "x{} b", "aé") == Row(ids=(7, 1, 2, 3, 4, 5), lookup=3)
+    with pytest.raises(SubjectMerged):  # one token ends there, but another crosses
+        locate(Cutting(), "x{}b", "aé")
 
 
 @pytest.mark.parametrize("template", ["no gap", "{} and {}", "", "{ }"])

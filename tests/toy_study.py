@@ -101,7 +101,7 @@ def main(root: Path, how: str, seed: str = "0") -> None:
         start, chance = time.monotonic(), random.Random(int(seed))
         _ended(_child(root.with_name(root.name + "-timing"), unedited, of))
         whole = time.monotonic() - start
-        for _ in range(12):
+        for _ in range(8):
             pid = _child(root, unedited, of)
             time.sleep(whole * chance.uniform(0.05, 0.5))
             os.kill(pid, signal.SIGKILL)
