@@ -117,6 +117,16 @@ def table(figures: Figures) -> str:
     return "\n".join(f"{name:<{width}}  {value:>12.4g}" for name, value in figures.items())
 
 
+def put_into_readme(figures: Figures, about: dict[str, str | int], path: Path) -> None:
+    """Replace what stands between the markers of the README by this run."""
+    begin, end = "<!-- last run -->\n", "<!-- end of last run -->"
+    head, _, rest = path.read_text("utf-8").partition(begin)
+    rows = "".join(f"| `{name}` | {value:.4g} |\n" for name, value in figures.items())
+    said = ", ".join(f"{name.replace('_', ' ')} {value}" for name, value in about.items())
+    tail = rest.partition(end)[2]
+    path.write_text(f"{head}{begin}{said}\n\n| figure | value |\n|---|---|\n{rows}{end}{tail}", "utf-8")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--facts", type=int, help="facts to edit (default 12, with --quick 2)")
@@ -147,6 +157,8 @@ def main() -> None:
     figures["bench_seconds"] = time.time() - started
     settings = bench.editor.settings.model_dump(mode="json")
     write_json(options.output, dict(figures=figures, machine=about, model=MODEL, settings=settings))
+    if options.output == HERE / "latest.json":
+        put_into_readme(figures, about, HERE / "README.md")
     print(table(figures))
     print(json.dumps(about, ensure_ascii=False, indent=1))
 
