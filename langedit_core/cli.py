@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import importlib.metadata
 import logging
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -61,12 +62,16 @@ def run(
         for group in chosen.grids:
             open_study(chosen, group, results, model=loaded, model_name=name)
         del loaded
-    shared = dict(PROFILE=str(profile), RESULTS=str(results.resolve()), REPORTS=str(reports.resolve()))
+    # Relative to the notebooks, where kernels run: a page says nothing about the machine it was made on.
+    source = REPOSITORY / "notebooks"
+    shared = dict(
+        PROFILE=str(profile), RESULTS=os.path.relpath(results, source), REPORTS=os.path.relpath(reports, source)
+    )
     if model:
         shared["MODEL"] = model
     notebooks = {stem: shared | parameters for stem, parameters in chosen.notebooks.items()}
     entries = run_profile_notebooks(
-        notebooks, source=REPOSITORY / "notebooks", report_dir=reports, provenance=provenance(chosen.name, name)
+        notebooks, source=source, report_dir=reports, provenance=provenance(chosen.name, name)
     )
     say(f"done: {reports.resolve() / 'index.html'} ({len(entries)} reports)")
 
