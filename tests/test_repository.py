@@ -135,3 +135,9 @@ def test_make_installs_torch_alone_before_the_rest():
     installs = [line for line in shown.splitlines() if "pip install" in line]
     assert re.search(r'"torch==[\d.]+"$', installs[0])
     assert installs[1].endswith('-e ".[models,test,pinned]"')
+
+
+def test_readme_shows_the_committed_tables():
+    script = ROOT / "scripts" / "readme.py"
+    checked = subprocess.run([sys.executable, str(script), "--check"], capture_output=True, text=True)
+    assert checked.returncode == 0, checked.stderr
