@@ -240,7 +240,7 @@ class Editor:
                 raise FloatingPointError(message) from error
             raise
         report.steps, report.converged = values.steps, values.converged
-        report.final_loss = [loss[-1] for loss in values.loss]
+        report.final_loss = values.final
         return updates
 
     def _put_back(self) -> None:

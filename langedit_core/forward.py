@@ -118,6 +118,10 @@ class SuffixForward:
 
     `site="write"` adds at the output of the projection W, before a post-norm if there is one; `site="residual"` adds
     at the output of the whole layer, as the published code does.
+
+    Attributes:
+        clean: Residual stream after the last layer, of the model as it is.
+        outputs: What stands at the subject's last token where a δ would be added, layer -> (rows, d).
     """
 
     @torch.no_grad()
@@ -136,13 +140,17 @@ class SuffixForward:
         self.cache = PrefixCache([k for k, _ in kept], [v for _, v in kept])
 
         self.replay = Replay(model, batch.rows, layer, model.n_layers)
-        taps: dict[str, Tensor] = {}
-        port, block = model.write_port(layer), model.layers[layer]
+        above = range(layer, model.n_layers)
+        ports, blocks = {}, {}
+
+        def keep(into: dict, name: int):
+            return lambda _m, _a, out: into.__setitem__(name, hidden_of(out))
+
         with (
             self.replay.recording(),
             hooked(
-                port.register_forward_hook(lambda _m, _a, out: taps.__setitem__("port", out)),
-                block.register_forward_hook(lambda _m, _a, out: taps.__setitem__("block", hidden_of(out))),
+                *(model.write_port(i).register_forward_hook(keep(ports, i)) for i in above),
+                *(model.layers[i].register_forward_hook(keep(blocks, i)) for i in above),
             ),
         ):
             base(
@@ -150,8 +158,12 @@ class SuffixForward:
                 position_ids=batch.positions[:, split:], past_key_values=self.cache, use_cache=True,
             )  # fmt: skip
         self.replay.entry = None
-        self.port: Float[Tensor, "b d"] = taps["port"][:, 0].clone()
-        self.block: Float[Tensor, "b c d"] = taps["block"].clone()
+        self.block: Float[Tensor, "b c d"] = blocks[layer].clone()
+        self.clean: Float[Tensor, "b c d"] = blocks[model.n_layers - 1].clone()
+        self.outputs: dict[int, Float[Tensor, "b d"]] = {
+            i: out[:, 0].clone() for i, out in (ports if site == "write" else blocks).items()
+        }
+        self.port: Float[Tensor, "b d"] = ports[layer][:, 0].clone()
 
     def __call__(
         self, deltas: Mapping[int, Float[Tensor, "b d"]] | None = None, rows: Int[Tensor, " b"] | None = None

@@ -10,7 +10,7 @@ import contextlib
 import dataclasses
 import functools
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -172,16 +172,23 @@ class EditableModel:
             ids: Compute these vocabulary entries only; the head of a multilingual model is half its cost.
             normed: The final norm was applied already (`last_hidden_state` of the base model).
         """
-        if not normed:
-            hidden = self.hf.get_submodule(self.architecture.final_norm)(hidden)
+        return self.head(ids)(hidden, normed=normed)
+
+    def head(self, ids: Int[Tensor, " v"] | None = None) -> Callable[..., Float[Tensor, "*rows v"]]:
+        """`logits` with the rows of `ids` gathered once, for those who ask again and again."""
         head = self.hf.get_output_embeddings()
-        bias = getattr(head, "bias", None)
-        if ids is None:
-            logits = nn.functional.linear(hidden, head.weight, bias)
-        else:
-            logits = nn.functional.linear(hidden, head.weight[ids], None if bias is None else bias[ids])
+        weight, bias = head.weight, getattr(head, "bias", None)
+        if ids is not None:
+            weight, bias = weight[ids], None if bias is None else bias[ids]
         cap = getattr(self.hf.config, "final_logit_softcapping", None)
-        return logits if cap is None else torch.tanh(logits / cap) * cap
+
+        def logits(hidden: Float[Tensor, "*rows d_model"], *, normed: bool = False) -> Float[Tensor, "*rows v"]:
+            if not normed:
+                hidden = self.hf.get_submodule(self.architecture.final_norm)(hidden)
+            out = nn.functional.linear(hidden, weight, bias)
+            return out if cap is None else torch.tanh(out / cap) * cap
+
+        return logits
 
     @functools.cached_property
     def fingerprint(self) -> str:

@@ -1,4 +1,4 @@
-"""Find what the edited layer must put out: for each fact a δ that makes the model say the new object.
+"""Find what the edited layers must put out: for each fact a δ that makes the model say the new object.
 
     minimise over δ:  mean over contexts −log p(target | δ) + KL(p_δ ‖ p₀ | "{subject} is a") + penalty(‖δ‖)
 
@@ -8,18 +8,21 @@ batch run together, on the suffix only, with the vocabulary head only where the 
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from jaxtyping import Bool, Float, Int
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 from torch import Tensor
 
-from langedit_core.forward import SuffixForward, hidden_of, hooked
+from langedit_core.forward import SuffixForward
 from langedit_core.models import EditableModel
 from langedit_core.tokens import Row, align
+from langedit_core.trust import Terms, TrustRegion
 
 
 class ValueSettings(BaseModel):
@@ -28,9 +31,13 @@ class ValueSettings(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     site: str = Field("write", pattern="^(write|residual)$", description="where δ is added")
-    relative: bool = Field(True, description="learning rate, clamp and penalty relative to the norm of the output")
+    relative: bool = Field(True, description="steps, clamp and penalty relative to the norm of the output")
+    optimiser: Literal["trust", "adam"] = Field("trust", description="trust.py, or Adam as published")
     steps: int = Field(25, ge=1, description="forward passes at most")
-    rate: float = Field(0.4, gt=0, description="Adam step, in units of ‖o‖/√d when relative")
+    radius: float = Field(0.3, gt=0, description="longest step of the trust region, in units of ‖o‖")
+    aim: float = Field(0.6, gt=0, lt=1, description="share of the stopping loss a step of the trust region aims at")
+    memory: int = Field(6, ge=0, description="earlier slopes of the KL term the trust region takes its curvature from")
+    rate: float = Field(0.4, gt=0, description="Adam's step, in units of ‖o‖/√d when relative")
     clamp: float = Field(10.0, gt=0, description="largest ‖δ‖/‖o‖")
     penalty: float = Field(1e-3, ge=0, description="weight of ‖δ‖²/‖o‖², or of ‖δ‖/‖o‖² when not relative")
     kl: float = Field(0.0625, ge=0, description="weight of the KL term at the subject's last token")
@@ -42,7 +49,13 @@ class ValueSettings(BaseModel):
     def published(cls, **changes) -> ValueSettings:
         """The released form: absolute steps on the residual stream, exact softmax."""
         form = dict(site="residual", relative=False, rate=0.5, clamp=0.75, penalty=0.5, vocabulary=None)
-        return cls(**(form | changes))
+        return cls(**(form | dict(optimiser="adam") | changes))
+
+    @model_validator(mode="after")
+    def _consistent(self) -> ValueSettings:
+        if self.optimiser == "trust" and not self.relative:
+            raise ValueError("the trust region measures steps in units of the output; use relative=True, or 'adam'")
+        return self
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,14 +98,16 @@ class Values:
         delta: What to add at each edited layer, layer -> (d_out, n).
         start: Output before the edit at the bare prompt, at the first edited layer (h₀ or o).
         loss: Loss of every forward pass, one list per fact.
-        steps: Adam steps taken.
-        nll: Negative log likelihood of the target at the last pass.
+        final: Loss of the δ returned; the last pass's, unless that one was a step taken back.
+        steps: Steps taken.
+        nll: Negative log likelihood of the target with the δ returned.
         stop: Loss at which a fact was finished.
     """
 
     delta: dict[int, Float[Tensor, "d_out n"]]
     start: Float[Tensor, "d_out n"]
     loss: list[list[float]]
+    final: list[float]
     steps: list[int]
     nll: list[float]
     stop: float
@@ -100,7 +115,7 @@ class Values:
     @property
     def converged(self) -> float:
         """Share of facts whose loss fell below the stopping loss."""
-        return sum(loss[-1] < self.stop for loss in self.loss) / len(self.loss)
+        return sum(loss < self.stop for loss in self.final) / len(self.final)
 
 
 def optimise_values(
@@ -155,14 +170,12 @@ def optimise_values(
         if progress:
             progress(len(order))
     back = sorted(range(len(order)), key=order.__getitem__)
-    loss, steps, nll = ([x for part in parts for x in getattr(part, name)] for name in ("loss", "steps", "nll"))
+    lists = {name: [x for part in parts for x in getattr(part, name)] for name in ("loss", "final", "steps", "nll")}
     return Values(
         delta={layer: torch.cat([p.delta[layer] for p in parts], dim=1)[:, back] for layer in parts[0].delta},
         start=torch.cat([p.start for p in parts], dim=1)[:, back],
-        loss=[loss[i] for i in back],
-        steps=[steps[i] for i in back],
-        nll=[nll[i] for i in back],
         stop=settings.stop,
+        **{name: [found[i] for i in back] for name, found in lists.items()},
     )
 
 
@@ -187,77 +200,289 @@ def _alike(requests: Sequence[ValueRequest], enough: int | float) -> list[list[i
     return groups
 
 
-class _Scored:
-    """Negative log likelihood of the targets, with the head applied at their positions only.
+class _Words:
+    """The words a softmax runs over at some positions; all others share one bucket, of the mass the clean model gives.
 
-    With `ids`, the softmax runs over these words plus one bucket of constant mass for all others, taken from the
-    first pass; `exact` uses the whole vocabulary.
+    With `keep=None` it runs over the whole vocabulary and there is no bucket.
     """
 
-    def __init__(self, model: EditableModel, requests: Sequence[ValueRequest], device: torch.device) -> None:
-        self.model = model
+    @torch.no_grad()
+    def __init__(
+        self, model: EditableModel, clean: Float[Tensor, "p d"], keep: int | None, always: Int[Tensor, " t"]
+    ) -> None:
+        self.model, self.clean, self.keep = model, clean, keep
+        self.ids: Int[Tensor, " k"] | None = None
+        self.head = model.head()
+        if keep is not None:
+            logits = self.head(clean)
+            self._choose(torch.cat([logits.topk(min(keep, logits.shape[-1])).indices.flatten(), always]), logits)
+
+    def _choose(self, ids: Int[Tensor, " k"], logits: Float[Tensor, "p v"]) -> None:
+        ids = torch.unique(ids)
+        if len(ids) == logits.shape[-1]:  # an empty bucket has mass 0, and 0 · log 0 is NaN
+            self.ids, self.head = None, self.model.head()
+            return
+        self.ids, self.head = ids, self.model.head(ids)
+        self.bucket = logits.index_fill(1, ids, -torch.inf).logsumexp(1, keepdim=True)
+
+    @torch.no_grad()
+    def admit(self, hidden: Float[Tensor, "q d"]) -> None:
+        """Take in what has become likely at `hidden`: a bucket of constant mass is blind to it."""
+        top = self.model.logits(hidden).topk(self.keep).indices.flatten()
+        self._choose(torch.cat([self.ids, top]), self.model.logits(self.clean))
+
+    def place(self, tokens: Int[Tensor, " q"]) -> Int[Tensor, " q"]:
+        """Columns of `tokens` in the log probabilities."""
+        return tokens if self.ids is None else torch.searchsorted(self.ids, tokens)
+
+    def log_probs(self, hidden: Float[Tensor, "q d"], at: Tensor, exact: bool = False) -> Float[Tensor, "q k"]:
+        """Log probabilities of the words (and of the bucket, last) at positions `at`; `exact`: of every word."""
+        if exact or self.ids is None:
+            return self.model.logits(hidden).log_softmax(1)
+        return torch.cat([self.head(hidden), self.bucket[at]], dim=1).log_softmax(1)
+
+
+class _Likelihood:
+    """−log p of the targets, with the head applied at their positions only."""
+
+    def __init__(self, run: SuffixForward, requests: Sequence[ValueRequest], keep: int | None) -> None:
         places = []  # row, column, token, tokens of this target
         contexts = ((request, context) for request in requests for context in request.contexts)
         for row, (request, context) in enumerate(contexts):
             first = len(context.ids) - context.lookup - len(request.target)
             places += [(row, first + j, token, len(request.target)) for j, token in enumerate(request.target)]
-        self.row, self.column, self.token, length = torch.tensor(places, device=device).T
-        self.weight = 1 / length
-        self.rows = int(self.row[-1]) + 1
-        self.ids: Tensor | None = None
+        self.row, self.column, self.token, length = torch.tensor(places, device=run.clean.device).T.contiguous()
+        self.weight, self.rows = 1 / length, run.batch.rows
+        self.words = _Words(run.model, run.clean[self.row, self.column], keep, self.token)
 
-    @torch.no_grad()
-    def restrict(self, hidden: Float[Tensor, "b c d"], keep: int) -> None:
-        logits = self.model.logits(hidden[self.row, self.column])
-        top = logits.topk(min(keep, logits.shape[-1]), dim=-1).indices
-        self.ids, place = torch.unique(torch.cat([top.flatten(), self.token]), return_inverse=True)
-        self.place = place[top.numel() :]
-        self.tail = _outside(logits, self.ids)
+    def _scored(self, hidden: Float[Tensor, "b c d"], rows: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Positions asked for, the row of the run batch each belongs to, and their hidden states."""
+        where = torch.full((self.rows,), -1, device=rows.device)
+        where[rows] = torch.arange(len(rows), device=rows.device)
+        at = (where[self.row] >= 0).nonzero().squeeze(1)
+        row = where[self.row[at]]
+        return at, row, hidden[row, self.column[at]]
 
     def __call__(self, hidden: Float[Tensor, "b c d"], rows: Tensor, exact: bool = False) -> Float[Tensor, " b"]:
         """Mean −log p over the target's tokens, for each row of the batch that was run."""
-        where = torch.full((self.rows,), -1, device=rows.device)
-        where[rows] = torch.arange(len(rows), device=rows.device)
-        use = (where[self.row] >= 0).nonzero().squeeze(1)
-        scored = hidden[where[self.row[use]], self.column[use]]
-        if exact or self.ids is None:
-            logits = self.model.logits(scored)
-            right, total = logits.gather(1, self.token[use, None]).squeeze(1), logits.logsumexp(1)
-        else:
-            logits = self.model.logits(scored, self.ids)
-            right = logits.gather(1, self.place[use, None]).squeeze(1)
-            total = torch.logaddexp(logits.logsumexp(1), self.tail[use])
-        nll = (total - right) * self.weight[use]
-        return torch.zeros(len(rows), device=nll.device, dtype=nll.dtype).index_add(0, where[self.row[use]], nll)
+        at, row, scored = self._scored(hidden, rows)
+        token = self.token[at] if exact else self.words.place(self.token[at])
+        nll = -self.words.log_probs(scored, at, exact).gather(1, token[:, None]).squeeze(1) * self.weight[at]
+        return torch.zeros(len(rows), device=nll.device, dtype=nll.dtype).index_add(0, row, nll)
 
-
-def _outside(logits: Float[Tensor, "b v"], ids: Int[Tensor, " k"]) -> Float[Tensor, " b"]:
-    """log Σ exp of all logits not in `ids`."""
-    return logits.index_fill(1, ids, -torch.inf).logsumexp(1)
+    def admit(self, hidden: Float[Tensor, "b c d"], rows: Tensor) -> None:
+        self.words.admit(self._scored(hidden, rows)[2])
 
 
 class _Drift:
-    """KL(p_δ ‖ p₀) at the subject's last token of "{subject} is a"; words outside `ids` share one bucket."""
+    """KL(p_δ ‖ p₀) at the subject's last token of the KL prompt."""
+
+    def __init__(
+        self, model: EditableModel, requests: Sequence[ValueRequest], layer: int, site: str, keep: int | None
+    ) -> None:
+        rows = [Row(ids=r.kl.ids[: r.kl.lookup + 1], lookup=r.kl.lookup) for r in requests]
+        self.run = SuffixForward(model, align(rows, model.pad_id, model.device), layer=layer, site=site)
+        self.clean = self.run.clean[:, 0]
+        self.words = _Words(model, self.clean, keep, torch.zeros(0, dtype=torch.long, device=model.device))
+
+    def hidden(self, deltas: dict[int, Float[Tensor, "b d"]], facts: Int[Tensor, " b"]) -> Float[Tensor, "b d"]:
+        return self.run(deltas, facts)[:, 0]
+
+    def __call__(self, hidden: Float[Tensor, "b d"], facts: Int[Tensor, " b"], exact: bool = False) -> Tensor:
+        with torch.no_grad():
+            before = self.words.log_probs(self.clean[facts], facts, exact)
+        after = self.words.log_probs(hidden, facts, exact)
+        return (after.exp() * (after - before)).sum(1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Loss:
+    """The parts of the loss of some facts."""
+
+    row_nll: Float[Tensor, " b"]
+    nll: Float[Tensor, " f"]
+    kl: Float[Tensor, " f"]
+    penalty: Float[Tensor, " f"]
+
+    @property
+    def total(self) -> Float[Tensor, " f"]:
+        return self.nll + self.kl + self.penalty
+
+    def detach(self) -> _Loss:
+        return _Loss(**{name: part.detach() for name, part in vars(self).items()})
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Found:
+    """A pass over some facts, with its graph."""
+
+    facts: Int[Tensor, " f"]
+    rows: Int[Tensor, " b"]
+    at_rows: Float[Tensor, "b l d"]  # the δ of every row, as a leaf: one gradient per context comes at no cost
+    at_kl: Float[Tensor, "f l d"]
+    hidden: Float[Tensor, "b c d"]
+    kl_hidden: Float[Tensor, "f d"] | None
+    loss: _Loss
+
+
+class _Batch:
+    """Facts whose values are found together: everything a pass needs that does not change between passes."""
+
+    def __init__(
+        self, model: EditableModel, requests: Sequence[ValueRequest], layers: Sequence[int], settings: ValueSettings
+    ) -> None:
+        self.model, self.layers, self.settings, self.n = model, tuple(layers), settings, len(requests)
+        device = model.device
+        rows = align([row for request in requests for row in request.contexts], model.pad_id, device)
+        self.run = SuffixForward(model, rows, layer=layers[0], site=settings.site)
+        self.score = _Likelihood(self.run, requests, settings.vocabulary)
+        self.drift = None
+        if settings.kl > 0:
+            self.drift = _Drift(model, requests, layers[0], settings.site, settings.vocabulary)
+        counts = [len(request.contexts) for request in requests]
+        self.fact = torch.repeat_interleave(torch.tensor(counts, device=device))
+        self.number = torch.tensor([j for count in counts for j in range(count)], device=device)
+        self.contexts = torch.tensor(counts, device=device)
+        bare = self.contexts.cumsum(0) - self.contexts
+        self.start = self.run.outputs[layers[0]][bare]
+        # n, layers, 1: ‖o‖ at the bare prompt, and what one unit of δ's coordinates is.
+        self.norm = torch.stack([self.run.outputs[i][bare].norm(dim=1, keepdim=True) for i in layers], dim=1)
+        self.unit = self.norm / math.sqrt(model.d_model) if settings.relative else torch.ones_like(self.norm)
+
+    def per_fact(self, row_nll: Tensor, rows: Tensor) -> Float[Tensor, " n"]:
+        """Mean over a fact's contexts; facts without a row among `rows` have 0."""
+        total = torch.zeros(self.n, device=row_nll.device, dtype=row_nll.dtype)
+        return total.index_add(0, self.fact[rows], row_nll) / self.contexts
+
+    def look(self, place: Float[Tensor, "n l d"], facts: Int[Tensor, " f"], *, leaves: bool) -> _Found:
+        """One forward pass of `facts` at `place`; with `leaves`, rows have a δ of their own to be derived by."""
+        mine = torch.zeros(self.n, dtype=torch.bool, device=facts.device).index_fill(0, facts, True)
+        rows = mine[self.fact].nonzero().squeeze(1)
+        at_rows, at_kl = place[self.fact[rows]], place[facts]
+        if leaves:
+            at_rows, at_kl = (x.detach().requires_grad_() for x in (at_rows, at_kl))
+        row_unit = self.unit[self.fact[rows]]
+        hidden = self.run({layer: at_rows[:, j] * row_unit[:, j] for j, layer in enumerate(self.layers)}, rows)
+        row_nll = self.score(hidden, rows)
+        nll = self.per_fact(row_nll, rows)[facts]
+        kl, kl_hidden = torch.zeros_like(nll), None
+        if self.drift is not None:
+            unit = self.unit[facts]
+            deltas = {layer: at_kl[:, j] * unit[:, j] for j, layer in enumerate(self.layers)}
+            kl_hidden = self.drift.hidden(deltas, facts)
+            kl = self.settings.kl * self.drift(kl_hidden, facts)
+        return _Found(
+            facts=facts, rows=rows, at_rows=at_rows, at_kl=at_kl, hidden=hidden, kl_hidden=kl_hidden,
+            loss=_Loss(row_nll=row_nll, nll=nll, kl=kl, penalty=self._penalty(at_kl, facts)),
+        )  # fmt: skip
+
+    def _penalty(self, place: Float[Tensor, "f l d"], facts: Tensor) -> Float[Tensor, " f"]:
+        delta, norm = place * self.unit[facts], self.norm[facts]
+        if self.settings.relative:
+            return self.settings.penalty * (delta / norm).square().sum((1, 2))
+        return self.settings.penalty * (delta.norm(dim=2) / norm.squeeze(2).square()).sum(1)
 
     @torch.no_grad()
-    def __init__(self, run: SuffixForward, keep: int | None) -> None:
-        self.run = run
-        logits = run.model.logits(run()[:, 0])
-        self.ids = None if keep is None else torch.unique(logits.topk(min(keep, logits.shape[-1])).indices)
-        if self.ids is not None and len(self.ids) == logits.shape[-1]:
-            self.ids = None  # an empty bucket has mass 0, and 0 · log 0 is NaN
-        self.tail = None if self.ids is None else _outside(logits, self.ids)
-        self.before = self._log_softmax(logits if self.ids is None else logits[:, self.ids], slice(None))
+    def verify(self, found: _Found) -> _Loss:
+        """The loss of a pass, exact for every fact that the restricted softmax takes for finished.
 
-    def _log_softmax(self, logits: Tensor, rows) -> Tensor:
-        if self.tail is not None:
-            logits = torch.cat([logits, self.tail[rows, None]], dim=1)
-        return logits.log_softmax(1)
+        The restricted softmax only proposes; the whole vocabulary decides, and where it says no, the words that became
+        likely join the restricted ones.
+        """
+        told, stop = found.loss.detach(), self.settings.stop
+        proposed = told.total < stop
+        if self.settings.vocabulary is None or not proposed.any():
+            return told
+        names = found.facts[proposed]
+        mine = torch.isin(self.fact[found.rows], names).nonzero().squeeze(1)
+        rows = found.rows[mine]
+        nll = self.score(found.hidden[mine], rows, exact=True)
+        told = dataclasses.replace(
+            told,
+            row_nll=told.row_nll.index_copy(0, mine, nll),
+            nll=told.nll.masked_scatter(proposed, self.per_fact(nll, rows)[names]),
+        )
+        if self.drift is not None:
+            kl = self.settings.kl * self.drift(found.kl_hidden[proposed], names, exact=True)
+            told = dataclasses.replace(told, kl=told.kl.masked_scatter(proposed, kl))
+        refused = proposed & (told.total >= stop)
+        if refused.any():
+            mine = torch.isin(self.fact[found.rows], found.facts[refused]).nonzero().squeeze(1)
+            self.score.admit(found.hidden[mine], found.rows[mine])
+            if self.drift is not None:
+                self.drift.words.admit(found.kl_hidden[refused])
+        return told
 
-    def __call__(self, deltas: dict[int, Float[Tensor, "n d"]], rows: Int[Tensor, " b"]) -> Float[Tensor, " b"]:
-        hidden = self.run({layer: delta[rows] for layer, delta in deltas.items()}, rows)[:, 0]
-        after = self._log_softmax(self.run.model.logits(hidden, self.ids), rows)
-        return (after.exp() * (after - self.before[rows])).sum(1)
+
+class _Adam:
+    """The published optimiser: Adam on δ, scaled back to the clamp after each step; the last place is the result."""
+
+    descends = False
+
+    def __init__(self, batch: _Batch) -> None:
+        self.batch = batch
+        shape = (batch.n, len(batch.layers), batch.model.d_model)
+        self.place = torch.zeros(shape, device=batch.unit.device, requires_grad=True)
+        self.adam = torch.optim.Adam([self.place], lr=batch.settings.rate)
+
+    def look(self, facts: Tensor) -> _Found:
+        return self.batch.look(self.place, facts, leaves=False)
+
+    def step(self, found: _Found, told: _Loss, unfinished: Bool[Tensor, " f"]) -> None:
+        self.adam.zero_grad()
+        found.loss.total.sum().backward()
+        before, moving = self.place.detach().clone(), found.facts[unfinished]
+        self.adam.step()
+        with torch.no_grad():
+            after = _clamped(self.place, self.batch)
+            self.place.copy_(before.index_copy(0, moving, after[moving]))  # finished facts stay where they are
+
+
+class _Trust:
+    """Trust region steps on the log odds of every context (trust.py); the best place is the result."""
+
+    descends = True
+
+    def __init__(self, batch: _Batch) -> None:
+        settings, self.batch = batch.settings, batch
+        shape = (batch.n, len(batch.layers), batch.model.d_model)
+        self.place = torch.zeros(shape, device=batch.unit.device)
+        self.region = TrustRegion(
+            batch.n, shape[1] * shape[2], radius=settings.radius * math.sqrt(shape[2]),
+            goal=settings.aim * settings.stop, memory=settings.memory, like=self.place,
+        )  # fmt: skip
+
+    def look(self, facts: Tensor) -> _Found:
+        return self.batch.look(self.place, facts, leaves=True)
+
+    def step(self, found: _Found, told: _Loss, unfinished: Bool[Tensor, " f"]) -> None:
+        batch, facts = self.batch, found.facts
+        objective = found.loss.row_nll.sum() + found.loss.kl.sum()
+        slope, kl_slope = torch.autograd.grad(
+            objective, [found.at_rows, found.at_kl], allow_unused=True, materialize_grads=True
+        )
+        # Facts may have different numbers of contexts: a (fact, context) table with empty places.
+        index = torch.empty(batch.n, dtype=torch.long, device=facts.device)
+        index[facts] = torch.arange(len(facts), device=facts.device)
+        where = (index[batch.fact[found.rows]], batch.number[found.rows])
+        table = slope.new_zeros(len(facts), int(batch.contexts.max()))
+        terms = Terms(
+            nll=table.index_put(where, told.row_nll),
+            slope=slope.new_zeros(*table.shape, slope[0].numel()).index_put(where, slope.flatten(1)),
+            weight=table.index_put(where, 1 / batch.contexts[batch.fact[found.rows]]),
+            kl=told.kl.clamp_min(0),
+            kl_slope=kl_slope.flatten(1),
+            rest=told.penalty,
+        )
+        moving = facts[unfinished]
+        self.region.tell(moving, self.place[moving].flatten(1), terms.take(unfinished))
+        place = self.region.step(moving).view(len(moving), *self.place.shape[1:])
+        self.place = _clamped(self.place.index_copy(0, moving, place), batch)
+
+
+def _clamped(place: Float[Tensor, "n l d"], batch: _Batch) -> Float[Tensor, "n l d"]:
+    longest = batch.settings.clamp * batch.norm / batch.unit
+    return place * (longest / place.norm(dim=2, keepdim=True)).clamp_max(1)
 
 
 def _optimise(
@@ -267,117 +492,52 @@ def _optimise(
     settings: ValueSettings,
     observe: Callable[[ValuePass], None] | None,
 ) -> Values:
-    device, n = model.device, len(requests)
-    batch = align([row for request in requests for row in request.contexts], model.pad_id, device)
-    run = SuffixForward(model, batch, layer=layers[0], site=settings.site)
-    fact_of_row = torch.tensor([i for i, r in enumerate(requests) for _ in r.contexts], device=device)
-    contexts = torch.bincount(fact_of_row)
-    bare = contexts.cumsum(0) - contexts
-
-    def per_fact(row_nll: Tensor, rows: Tensor) -> Tensor:
-        total = torch.zeros(n, device=device, dtype=row_nll.dtype).index_add(0, fact_of_row[rows], row_nll)
-        return total / contexts
-
-    score = _Scored(model, requests, device)
-    if settings.vocabulary is not None:
-        with torch.no_grad():
-            score.restrict(run(), settings.vocabulary)
-    drift = None
-    if settings.kl > 0:
-        kl_rows = [Row(ids=r.kl.ids[: r.kl.lookup + 1], lookup=r.kl.lookup) for r in requests]
-        kl_run = SuffixForward(model, align(kl_rows, model.pad_id, device), layer=layers[0], site=settings.site)
-        drift = _Drift(kl_run, settings.vocabulary)
-
-    start = {layers[0]: run.port if settings.site == "write" else run.block[:, 0]}
-    start |= _port_outputs(run, layers[1:], settings.site)
-    norm = {layer: out[bare].norm(dim=1, keepdim=True) for layer, out in start.items()}
-    d = model.d_model
-    unit = {layer: (x / math.sqrt(d) if settings.relative else torch.ones_like(x)) for layer, x in norm.items()}
-    steps = {layer: torch.zeros(n, d, device=device, requires_grad=True) for layer in layers}
-    adam = torch.optim.Adam(steps.values(), lr=settings.rate)
-
+    batch = _Batch(model, requests, layers, settings)
+    optimiser = (_Trust if settings.optimiser == "trust" else _Adam)(batch)
+    n, device = batch.n, model.device
+    result = torch.zeros_like(optimiser.place, requires_grad=False)
+    final, nll = (torch.full((n,), math.inf, device=device) for _ in range(2))
     losses: list[list[float]] = [[] for _ in requests]
-    taken, last_nll = [0] * n, [math.nan] * n
-    active = torch.ones(n, dtype=torch.bool, device=device)
+    facts = torch.arange(n, device=device)
     for iteration in range(settings.steps):
-        rows = active[fact_of_row].nonzero().squeeze(1)
-        delta = {layer: steps[layer] * unit[layer] for layer in layers}
-        hidden = run({layer: x[fact_of_row[rows]] for layer, x in delta.items()}, rows)
-        row_nll = score(hidden, rows)
-        nll = per_fact(row_nll, rows)
-        penalty = sum(_penalty(delta[layer], norm[layer], settings) for layer in layers)
-        kl = torch.zeros_like(nll)
-        if drift is not None:
-            facts = active.nonzero().squeeze(1)
-            kl = kl.index_add(0, facts, settings.kl * drift(delta, facts))
-        loss = nll + kl + penalty
-        if not torch.isfinite(loss[active]).all():
-            raise FloatingPointError(f"value optimisation gave a loss of {loss.tolist()} at step {iteration}")
-
-        shown, shown_nll = loss.detach(), nll.detach()
-        finished = active & (shown < settings.stop)
-        if finished.any() and score.ids is not None:
-            with torch.no_grad():  # the restricted softmax only proposes; the whole vocabulary decides
-                mine = finished[fact_of_row[rows]].nonzero().squeeze(1)
-                exact = per_fact(score(hidden[mine], rows[mine], exact=True), rows[mine])
-                shown = torch.where(finished, exact + kl + penalty, shown).detach()
-                shown_nll = torch.where(finished, exact, shown_nll)
-                finished &= shown < settings.stop
-        for i in active.nonzero().squeeze(1).tolist():
-            losses[i].append(shown[i].item())
-            last_nll[i] = shown_nll[i].item()
+        found = optimiser.look(facts)
+        if not torch.isfinite(found.loss.total).all():
+            told = found.loss.total.tolist()
+            raise FloatingPointError(f"value optimisation gave a loss of {told} at step {iteration}")
+        told = batch.verify(found)
+        for i, loss in zip(facts.tolist(), told.total.tolist(), strict=True):
+            losses[i].append(loss)
         if observe is not None:
-            clean = {layer: x.detach().clone() for layer, x in delta.items()}
-            observe(
-                ValuePass(
-                    active=active, delta=clean, rows=rows, row_nll=row_nll.detach(), kl=kl.detach(),
-                    penalty=penalty.detach(), loss=shown,
-                )
-            )  # fmt: skip
-        active = active & ~finished
-        if not active.any() or iteration == settings.steps - 1:
+            observe(_seen(batch, optimiser.place, found, told))
+        better = told.total < final[facts] if optimiser.descends else torch.ones_like(facts, dtype=torch.bool)
+        kept = facts[better]
+        result[kept] = optimiser.place.detach()[kept]
+        final[kept], nll[kept] = told.total[better], told.nll[better]
+        unfinished = told.total >= settings.stop
+        if not unfinished.any() or iteration == settings.steps - 1:
             break
+        optimiser.step(found, told, unfinished)
+        facts = facts[unfinished]
 
-        adam.zero_grad()
-        loss.sum().backward()
-        before = {layer: x.detach().clone() for layer, x in steps.items()}
-        adam.step()
-        with torch.no_grad():
-            for layer, x in steps.items():
-                longest = settings.clamp * norm[layer] / unit[layer]
-                x *= (longest / x.norm(dim=1, keepdim=True)).clamp_max(1)
-                x.copy_(torch.where(active[:, None], x, before[layer]))  # finished facts stay where they are
-        for i in active.nonzero().squeeze(1).tolist():
-            taken[i] += 1
-
-    with torch.no_grad():
-        return Values(
-            delta={layer: (steps[layer] * unit[layer]).T.contiguous() for layer in layers},
-            start=start[layers[0]][bare].T.contiguous(),
-            loss=losses, steps=taken, nll=last_nll, stop=settings.stop,
-        )  # fmt: skip
+    result = result * batch.unit
+    return Values(
+        delta={layer: result[:, j].T.contiguous() for j, layer in enumerate(layers)},
+        start=batch.start.T.contiguous(),
+        loss=losses, final=final.tolist(), steps=[len(loss) - 1 for loss in losses], nll=nll.tolist(),
+        stop=settings.stop,
+    )  # fmt: skip
 
 
-def _penalty(delta: Float[Tensor, "n d"], norm: Float[Tensor, "n 1"], settings: ValueSettings) -> Float[Tensor, " n"]:
-    if settings.relative:
-        return settings.penalty * (delta / norm).square().sum(1)
-    return settings.penalty * delta.norm(dim=1) / norm.squeeze(1).square()
+def _seen(batch: _Batch, place: Float[Tensor, "n l d"], found: _Found, told: _Loss) -> ValuePass:
+    """A pass in the form shown to observers: one entry per fact of the batch."""
 
+    def spread(part: Float[Tensor, " f"]) -> Float[Tensor, " n"]:
+        return part.new_zeros(batch.n).index_copy(0, found.facts, part)
 
-@torch.no_grad()
-def _port_outputs(run: SuffixForward, layers: Sequence[int], site: str) -> dict[int, Float[Tensor, "b d"]]:
-    """Outputs at the lookup column of the clean run, for the scale of the δ of later layers."""
-    seen: dict[int, Tensor] = {}
-    if not layers:
-        return seen
-
-    def keep(layer: int):
-        def hook(_m, _a, out):
-            seen[layer] = hidden_of(out)[:, 0].clone()
-
-        where = run.model.write_port(layer) if site == "write" else run.model.layers[layer]
-        return where.register_forward_hook(hook)
-
-    with hooked(*(keep(layer) for layer in layers)):
-        run()
-    return seen
+    delta = (place.detach() * batch.unit).unbind(1)
+    active = torch.zeros(batch.n, dtype=torch.bool, device=found.facts.device).index_fill(0, found.facts, True)
+    return ValuePass(
+        active=active, delta=dict(zip(batch.layers, delta, strict=True)), rows=found.rows,
+        row_nll=found.loss.row_nll.detach(), kl=spread(found.loss.kl.detach()), penalty=spread(told.penalty),
+        loss=spread(told.total),
+    )  # fmt: skip

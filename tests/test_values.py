@@ -14,7 +14,7 @@ from langedit_core.tokens import continuation
 from langedit_core.values import ValueSettings, optimise_values
 
 FORMS = {
-    "scale-free": ValueSettings(steps=4, rate=0.4, clamp=1.0, penalty=0.3, kl=0.5, vocabulary=None),
+    "scale-free": ValueSettings(optimiser="adam", steps=4, rate=0.4, clamp=1.0, penalty=0.3, kl=0.5, vocabulary=None),
     "published": ValueSettings.published(steps=4, rate=0.5, clamp=0.75, kl=0.5),
 }
 MIXED = [toy.fact(0, "en"), toy.fact(1, "de"), toy.fact(2, "zh"), toy.fact(3, "fr")]  # 3, 2, 2 and 3 contexts
@@ -113,7 +113,9 @@ def test_a_fact_is_finished_only_when_the_exact_loss_says_so(tiny, vocabulary):
     # With one to four words in the softmax the rest is frozen in a bucket, so the restricted loss is far too hopeful.
     model = toy.confident(tiny)
     asked = requests(model, simple(range(6)))
-    settings = ValueSettings(steps=30, rate=1.0, clamp=30.0, penalty=0.0, kl=0.0, vocabulary=vocabulary)
+    settings = ValueSettings(
+        optimiser="adam", steps=30, rate=1.0, clamp=30.0, penalty=0.0, kl=0.0, vocabulary=vocabulary
+    )
     found = optimise_values(model, asked, (1,), settings)
     assert found.converged > 0
     for i, request in enumerate(asked):
@@ -129,9 +131,10 @@ def test_a_restricted_softmax_alone_would_have_stopped_too_early(tiny, monkeypat
     # Shows that the case above does occur: without the exact check some fact would have been declared finished.
     model = toy.confident(tiny)
     asked = requests(model, simple(range(6)))
-    settings = ValueSettings(steps=30, rate=1.0, clamp=30.0, penalty=0.0, kl=0.0, vocabulary=1)
-    call = engine._Scored.__call__
-    monkeypatch.setattr(engine._Scored, "__call__", lambda self, hidden, rows, exact=False: call(self, hidden, rows))
+    settings = ValueSettings(optimiser="adam", steps=30, rate=1.0, clamp=30.0, penalty=0.0, kl=0.0, vocabulary=1)
+    call = engine._Likelihood.__call__
+    never = lambda self, hidden, rows, exact=False: call(self, hidden, rows)  # noqa: E731
+    monkeypatch.setattr(engine._Likelihood, "__call__", never)
     found = optimise_values(model, asked, (1,), settings)
     done = [i for i, losses in enumerate(found.loss) if losses[-1] < settings.stop]
     really = {i: exact_nll(model, asked[i], {1: found.delta[1][:, i]}) for i in done}
@@ -144,7 +147,7 @@ def test_a_restricted_softmax_alone_would_have_stopped_too_early(tiny, monkeypat
 def test_finished_facts_do_not_move_and_are_not_run_any_more(tiny):
     model, passes = toy.confident(tiny), []
     asked = requests(model, simple(range(6)))
-    settings = ValueSettings(steps=30, rate=1.0, clamp=30.0, penalty=1e-4, kl=1e-3, vocabulary=None)
+    settings = ValueSettings(optimiser="adam", steps=30, rate=1.0, clamp=30.0, penalty=1e-4, kl=1e-3, vocabulary=None)
     found = optimise_values(model, asked, (1, 2), settings, observe=passes.append)
     lengths = [len(loss) for loss in found.loss]
     assert len(set(lengths)) > 1 and max(lengths) == len(passes)
@@ -165,7 +168,7 @@ def test_finished_facts_do_not_move_and_are_not_run_any_more(tiny):
 def test_every_fact_equals_itself_alone_although_its_company_finished_at_other_times(tiny):
     model = toy.confident(tiny)
     asked = requests(model, simple(range(5)))
-    settings = ValueSettings(steps=12, rate=1.0, clamp=30.0, penalty=1e-4, kl=1e-3, vocabulary=None)
+    settings = ValueSettings(optimiser="adam", steps=12, rate=1.0, clamp=30.0, penalty=1e-4, kl=1e-3, vocabulary=None)
     together = optimise_values(model, asked, (1,), settings)
     assert len(set(together.steps)) > 1
     for i, request in enumerate(asked):
