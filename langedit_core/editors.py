@@ -457,7 +457,9 @@ class LayerState:
         if self.stale:
             matrix, cut = self.mix, self.cut
             if self.running is not None:  # the cut shrinks as directions without new keys do; see EditSettings
-                matrix, cut = self.running.mean, self.cut * self.count / self.running.count
+                # It may be an eigenvalue of C₀ itself, which is protected: rounding shall not let go of that one.
+                cut *= (1 - 1e-7) * self.count / self.running.count
+                matrix = self.running.mean
             self.null = exact_null_space(matrix, Threshold(kind="absolute", value=cut))
             self.stale = False
         return self.null
