@@ -131,12 +131,17 @@ LangEdit's mix of means and sums, PRUNE's damped update on top of the undamped o
 def settings_for(method: str, **changes) -> EditSettings:
     """The settings of a named method, with `changes` on top.
 
+    A mapping for `finetune` changes what it names and leaves the rest as the method has it.
+
     Raises:
         ValueError: Unknown method; lists the known ones.
     """
     if method not in METHODS:
         raise unknown("method", method, METHODS)
-    return EditSettings(**(METHODS[method] | changes))
+    chosen = METHODS[method] | changes
+    if isinstance(changes.get("finetune"), Mapping) and "finetune" in METHODS[method]:
+        chosen["finetune"] = METHODS[method]["finetune"].model_dump() | changes["finetune"]
+    return EditSettings(**chosen)
 
 
 @dataclass(frozen=True)
@@ -267,7 +272,7 @@ class Editor:
             progress: Called with the number of facts whose values are found.
 
         Returns:
-            The report, and per layer the update as low-rank factors.
+            The report, and per layer the update, as low-rank factors unless it was trained.
 
         Raises:
             FloatingPointError: NaN or infinity, naming layer and step; the model keeps its previous weights.
@@ -287,6 +292,8 @@ class Editor:
         try:
             if self.settings.finetune is not None:
                 updates = self._train(requests, report, clock)
+                if progress:
+                    progress(len(requests))
             elif self.settings.one_by_one:
                 parts = []
                 for i, request in enumerate(requests):

@@ -32,6 +32,8 @@ def keep_largest(
 def damp(total: Float[Tensor, "o d"], largest: float) -> Float[Tensor, "o d"]:
     """PRUNE (arXiv 2405.16821): singular values s > σ of the total update become ln s − ln σ + σ.
 
+    The natural logarithm contracts where σ ≥ 1 only; below that, values just above σ grow (d/ds ln s = 1/s).
+
     Args:
         total: W_T − W₀, what all edits together did.
         largest: σ, the largest singular value of W₀. An update without a larger one is returned as it is.

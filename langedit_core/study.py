@@ -114,6 +114,7 @@ class CellResult:
             for t, part in enumerate(measured)
             for layer, numbers in part["report"]["layers"].items()
         )  # fmt: skip
+        self.batches["written"] = self.batches["written"].astype(float)  # null, and so NaN, for trained updates
         self.seconds = pd.DataFrame(
             dict(step=t, phase=phase, seconds=seconds)
             for t in range(cell.batches)

@@ -13,6 +13,7 @@ from pydantic import ValidationError
 from test_editors import every_method, simple_editor
 
 from langedit_core import editors, study
+from langedit_core.analysis import Study
 from langedit_core.editors import METHODS, EditSettings, Update, settings_for
 from langedit_core.finetune import FineTuneSettings
 from langedit_core.keys import KeyReader
@@ -322,6 +323,12 @@ def test_settings_of_the_baselines_that_make_no_sense_are_refused_by_name(method
         settings_for(method, **(dict(layers=(1,)) | changes))
 
 
+def test_a_change_of_the_training_leaves_its_form_as_the_name_has_it():
+    changed = settings_for("ft-released", layers=(1,), finetune=dict(box=0.5)).finetune
+    assert changed == METHODS["ft-released"]["finetune"].model_copy(update=dict(box=0.5))
+    assert changed.scored == "last"
+
+
 def test_the_names_differ_in_what_their_papers_say_they_differ_in():
     chosen = {name: settings_for(name, layers=(1,)) for name in METHODS}
     assert len({s.model_dump_json() for s in chosen.values()}) == len(METHODS)
@@ -351,8 +358,10 @@ def test_every_method_works_from_its_name_to_a_finished_cell(method, family, wor
     options = dict(layers=toy.layers_of(method), values=ValueSettings(steps=2))
     editor = prepare_editor(model, method, langs=("en", "de"), corpus=conftest.SENTENCES, prefixes=1, **options)
     assert editor.settings == settings_for(method, **options)
-    report, updates = editor.edit(toy.facts("en", range(2)))
+    seen: list[int] = []
+    report, updates = editor.edit(toy.facts("en", range(2)), progress=seen.append)
     editor.finish()
+    assert seen[-1] == 2
     assert report.facts == ["capital/0", "capital/1"]
     assert tuple(updates) == options["layers"]
     assert all(float(update.delta.norm()) > 0 for update in updates.values())
@@ -367,6 +376,15 @@ def test_every_method_works_from_its_name_to_a_finished_cell(method, family, wor
     assert toy.same(before, toy.weights(model))
     assert len(result.batches) == 2 * len(options["layers"])
     assert {"before", "immediate", "final"} == set(result.rows["when"])
+
+
+def test_trained_and_solved_updates_stand_in_one_table(world, tmp_path):
+    cells = [toy_study.cell(method, rounds=1) for method in ("ft", "memit")]
+    results = run_cells(cells, toy_study.model(), tmp_path, quiet=True)
+    growth = Study(results).growth(toy_study.DATA).set_index("method")
+    assert growth.loc["ft", "written"].isna().all()
+    assert growth.loc["memit", "written"].between(0, 1.01).all()
+    assert (growth["relative_total"] > 0).all()
 
 
 @pytest.mark.parametrize("method", sorted(set(METHODS) - {"memit", "memit-seq", "alphaedit"}))
