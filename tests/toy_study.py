@@ -31,7 +31,7 @@ def model() -> EditableModel:
     return conftest.build_model("llama")
 
 
-def cell(method: str = "langedit", **changes) -> Cell:
+def cell(method: str = "evoedit", **changes) -> Cell:
     options = dict(
         layers=toy.layers_of(method),
         values=ValueSettings(steps=3, rate=1.0),
