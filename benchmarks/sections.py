@@ -58,7 +58,7 @@ class Bench:
     def prepare(cls, name: str, facts: int, langs: Sequence[str]) -> Bench:
         """Facts of the tune split, dealt round over `langs`."""
         model = load_model(name, device="cpu")
-        editor = prepare_editor(model, "langedit", langs=langs)
+        editor = prepare_editor(model, "evoedit", langs=langs)
 
         def usable(fact: Fact) -> bool:
             try:

@@ -1,7 +1,8 @@
 """The editing methods, as settings of one solve, and the state a sequence of edits carries.
 
 Batch t: values V_t by optimisation, keys K_t read on the model as edited so far, R_t = V_t − W K_t, then per layer
-Δ = R_t Bᵀ with B from `solve_update`; what distinguishes the methods is the space, the metric and what is remembered.
+Δ = R_t Bᵀ with B from `solve_update`; what distinguishes the methods is the space, the metric, what is remembered, and
+what is done to Δ afterwards. Fine-tuning, which solves nothing, is an editor too and leaves a dense Δ.
 """
 
 from __future__ import annotations
@@ -20,10 +21,12 @@ from torch import Tensor
 from langedit_core.contexts import Contexts
 from langedit_core.covariance import KeyCovariance
 from langedit_core.errors import unknown
+from langedit_core.finetune import FineTuneSettings, fine_tune
 from langedit_core.keys import KeyReader
 from langedit_core.languages import LANGUAGES
 from langedit_core.models import EditableModel
 from langedit_core.nullspace import NullSpace, Threshold, cut_spectrum, exact_null_space
+from langedit_core.postprocess import damp, keep_largest, spread_off
 from langedit_core.records import Fact
 from langedit_core.solve import CovarianceMetric, Metric, RidgeMetric, solve_update
 from langedit_core.tokens import Row, SubjectMerged, continuation, locate
@@ -35,8 +38,13 @@ class EditSettings(BaseModel):
 
     `space` says which directions an update may use:
     `whole` (MEMIT), `static` null(C₀) (AlphaEdit), `running` null(C̄_{t−1}) decomposed anew every batch (LangEdit as
-    written), `incremental` null(C₀) less the span of all past keys (LangEdit without a decomposition per step), or
+    written), `incremental` null(C₀) less the span of all past keys, without a decomposition per step (EvoEdit), or
     `released`, LangEdit's published code: a mix of a mean with cumulative sums, at fixed sample counts.
+
+    A running mean shrinks as its count n̄ grows, by n₀/n̄ in every direction that gets no key: under a fixed cut,
+    directions that C₀ protects would become free one after another. So `running` cuts C̄ at cut · n₀/n̄. That is the
+    sum of kkᵀ cut at n₀ · cut; a sum never shrinks in any direction, so the number of free directions never grows, and
+    a key takes its direction once its energy there, with all that came before, reaches n₀ · cut.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -55,11 +63,37 @@ class EditSettings(BaseModel):
     values: ValueSettings = ValueSettings()
     microbatch: int | None = Field(None, ge=1, description="facts whose values are optimised together; None: all")
     exhausted: float = Field(1e-6, ge=0, description="a key with a smaller share of its energy left is not edited")
+    constraint: Literal["penalty", "exact"] = Field(
+        "penalty", description="what is missing of R costs its square; or ΔK = R exactly, at the lowest cost (ROME)"
+    )
+    one_by_one: bool = Field(False, description="each fact of a batch is an edit of its own, on the model so far")
+    average: Literal["half", "mean"] = Field(
+        "half", description="a key is half the bare prompt's, half its prefixes' mean; or the mean over all contexts"
+    )
+    meets: Literal["average", "bare"] = Field(
+        "average", description="the exact constraint holds at the averaged key; or at the bare prompt's (ROME's code)"
+    )
+    keep_share: float = Field(
+        1.0, gt=0, le=1, description="RECT: share of ΔW's entries kept, those largest beside W's; published 0.4"
+    )
+    damping: Literal["initial", "edited"] | None = Field(
+        None, description="PRUNE: `finish` puts W₀ + damped total; or W_T + damped total, as released"
+    )
+    sphere: float = Field(0.0, ge=0, le=1, description="SPHERE's α: how much of ΔW in W's main directions is removed")
+    sphere_share: float = Field(0.5, ge=0, le=1, description="SPHERE's η: how much of W's spectrum counts as main")
+    finetune: FineTuneSettings | None = Field(None, description="train the matrices instead of solving for them")
 
     @model_validator(mode="after")
     def _consistent(self) -> EditSettings:
-        if self.space == "whole" and not self.covariance_weight > 0:
+        penalised = self.constraint == "penalty" and self.finetune is None
+        if self.space == "whole" and penalised and not self.covariance_weight > 0:
             raise ValueError("space='whole' needs covariance_weight > 0 (λ₀ of MEMIT)")
+        if self.one_by_one and len(self.layers) > 1:
+            raise ValueError(f"one_by_one (ROME) edits one layer, not {list(self.layers)}; pass layers=(...) with one")
+        if self.meets == "bare" and self.constraint != "exact":
+            raise ValueError("meets='bare' says where an exact constraint holds; it needs constraint='exact'")
+        if self.finetune and (self.space != "whole" or self.keep_share < 1 or self.damping or self.sphere):
+            raise ValueError("finetune trains the whole matrix: nothing of the solve, nor after it, goes with it")
         if self.spread == "residual" and self.values.site == "write":
             raise ValueError(
                 "spread='residual' shares a target of the residual stream between layers and needs "
@@ -68,38 +102,84 @@ class EditSettings(BaseModel):
         return self
 
 
+_MEMIT = dict(space="whole", covariance_weight=1.0)
+_ALPHAEDIT = dict(space="static", remember=True)
+_LANGEDIT = dict(space="running")
+_SPHERE = dict(sphere=0.5, sphere_share=0.5)
+
 METHODS: dict[str, dict] = {
-    "memit": dict(space="whole", covariance_weight=1.0),
-    "memit-seq": dict(space="whole", covariance_weight=1.0, remember=True),
-    "alphaedit": dict(space="static", remember=True),
-    "langedit": dict(space="incremental"),
-    "langedit-running": dict(space="running"),
+    "memit": _MEMIT,
+    "memit-seq": _MEMIT | dict(remember=True),
+    "rect": _MEMIT | dict(keep_share=0.4),
+    "prune": _MEMIT | dict(damping="initial"),
+    "prune-released": _MEMIT | dict(damping="edited"),
+    "rome": _MEMIT | dict(constraint="exact", one_by_one=True),
+    "alphaedit": _ALPHAEDIT,
+    "alphaedit-sphere": _ALPHAEDIT | _SPHERE,
+    "langedit": _LANGEDIT,
+    "langedit-sphere": _LANGEDIT | _SPHERE,
     "langedit-released": dict(space="released", remember=True),
+    "evoedit": dict(space="incremental"),
+    "ft": dict(space="whole", finetune=FineTuneSettings()),
+    "ft-released": dict(space="whole", finetune=FineTuneSettings.published()),
 }
+"""MEMIT arXiv 2210.07229, RECT 2401.04700, PRUNE 2405.16821, ROME 2202.05262, AlphaEdit 2410.02355, SPHERE 2510.01172,
+LangEdit 2506.10800, EvoEdit 2510.13851. `-released` names what published code does where it is not what its paper says:
+LangEdit's mix of means and sums, PRUNE's damped update on top of the undamped one, fine-tuning on one position."""
 
 
 def settings_for(method: str, **changes) -> EditSettings:
     """The settings of a named method, with `changes` on top.
+
+    A mapping for `finetune` changes what it names and leaves the rest as the method has it.
 
     Raises:
         ValueError: Unknown method; lists the known ones.
     """
     if method not in METHODS:
         raise unknown("method", method, METHODS)
-    return EditSettings(**(METHODS[method] | changes))
+    chosen = METHODS[method] | changes
+    if isinstance(changes.get("finetune"), Mapping) and "finetune" in METHODS[method]:
+        chosen["finetune"] = METHODS[method]["finetune"].model_dump() | changes["finetune"]
+    return EditSettings(**chosen)
 
 
 @dataclass(frozen=True)
 class Update:
-    """A rank-n change of one matrix: ΔW = left rightᵀ, with the keys that are to be kept from now on."""
+    """A change of one matrix: ΔW = left rightᵀ of rank n, with the keys that are to be kept from now on.
+
+    `left rightᵀ` is what the solve gave; RECT's mask is not stored but found again from the weight it is added to.
+    A trained change has no factors and is kept whole, as `dense`; left, right and keys then have no column.
+    """
 
     left: Float[Tensor, "d_out n"]
     right: Float[Tensor, "d_in n"]
     keys: Float[Tensor, "d_in n"]
+    dense: Float[Tensor, "d_out d_in"] | None = None
+
+    @classmethod
+    def of_dense(cls, dense: Float[Tensor, "d_out d_in"]) -> Update:
+        d_out, d_in = dense.shape
+        none = dense.new_empty(d_in, 0)
+        return cls(left=dense.new_empty(d_out, 0), right=none, keys=none, dense=dense)
 
     @property
     def delta(self) -> Float[Tensor, "d_out d_in"]:
-        return self.left @ self.right.T
+        return self.left @ self.right.T if self.dense is None else self.dense
+
+    def facts(self) -> Iterator[Update]:
+        """The same change, one rank-one update per fact."""
+        for i in range(self.left.shape[1]):
+            one = slice(i, i + 1)
+            yield Update(left=self.left[:, one], right=self.right[:, one], keys=self.keys[:, one])
+
+    @classmethod
+    def joined(cls, parts: Sequence[Update]) -> Update:
+        return cls(**{name: torch.cat([getattr(p, name) for p in parts], dim=1) for name in ("left", "right", "keys")})
+
+    def tensors(self) -> dict[str, Tensor]:
+        """What has to be stored: `Update(**tensors)` is this update again."""
+        return {name: tensor for name, tensor in vars(self).items() if tensor is not None}
 
 
 @dataclass
@@ -110,7 +190,8 @@ class LayerReport:
         rank: Directions the update could use.
         capacity: Mean share of the keys' energy left after projection; `capacity_min` the smallest.
         relative_update: ‖ΔW‖/‖W₀‖ of this batch; `relative_total` of all batches together.
-        written: Mean over facts of ⟨Δk, r⟩/‖r‖²: one if the update carries each key to its whole residual.
+        written: Mean over facts of ⟨Δk, r⟩/‖r‖²: one if the update carries each key to its whole residual. None for
+            fine-tuning, which has no residual.
     """
 
     rank: int
@@ -118,7 +199,7 @@ class LayerReport:
     capacity_min: float
     relative_update: float
     relative_total: float
-    written: float
+    written: float | None
 
 
 @dataclass
@@ -143,7 +224,8 @@ class Editor:
     editor = Editor(model, settings_for("langedit", layers=(6,)), covariances, contexts)
     report, updates = editor.edit(facts)
     ```
-    The model is left as it was if a batch fails. `apply` repeats stored updates, to the same bits.
+    The model is left as it was if a batch fails. `apply` repeats stored updates, to the same bits. `finish` ends the
+    sequence; only PRUNE has something to do then.
     """
 
     def __init__(
@@ -159,7 +241,7 @@ class Editor:
                 f"no covariance for layers {missing}; call cached_covariance(model, {settings.layers}, ...)"
             )
         self.model, self.settings, self.contexts = model, settings, contexts
-        self.step = 0
+        self.step, self.finished = 0, False
         self.layers = {layer: LayerState(model, layer, settings, covariances[layer]) for layer in settings.layers}
 
     def requests(self, facts: Sequence[Fact]) -> tuple[list[Fact], list[ValueRequest], dict[str, str]]:
@@ -190,7 +272,7 @@ class Editor:
             progress: Called with the number of facts whose values are found.
 
         Returns:
-            The report, and per layer the update as low-rank factors.
+            The report, and per layer the update, as low-rank factors unless it was trained.
 
         Raises:
             FloatingPointError: NaN or infinity, naming layer and step; the model keeps its previous weights.
@@ -205,43 +287,94 @@ class Editor:
         self, requests: Sequence[ValueRequest], report: BatchReport, progress: Callable[[int], None] | None = None
     ) -> dict[int, Update]:
         """`edit` on token rows that are already made; fills in `report`."""
-        clock = _Clock(report.seconds)
-        layers, settings, model = self.settings.layers, self.settings, self.model
-        updates: dict[int, Update] = {}
-        doing = "values"
+        self._refuse_after_the_end()
+        clock, doing = _Clock(report.seconds), _Doing("values")
         try:
-            with clock("values"):
-                targets = layers if settings.spread == "joint" else layers[-1:]
-                values = optimise_values(
-                    model, requests, targets, settings.values, microbatch=settings.microbatch, progress=progress
-                )
-            with clock("keys"):
-                reader = KeyReader(model, [r.key_contexts or r.contexts for r in requests], layers)
-            for number, layer in enumerate(layers):
-                doing, state = f"layer {layer}", self.layers[layer]
-                with clock("keys"):
-                    keys = reader.keys(layer)
-                    residual = self._residual(reader, values, number)
-                with clock("projection"):
-                    space = state.space()
-                with clock("solve"):
-                    update = state.solve(space, keys, residual, report)
+            if self.settings.finetune is not None:
+                updates = self._train(requests, report, clock)
+                if progress:
+                    progress(len(requests))
+            elif self.settings.one_by_one:
+                parts = []
+                for i, request in enumerate(requests):
+                    parts.append(self._solve([request], report.facts[i : i + 1], report, clock, doing))
+                    if progress:
+                        progress(i + 1)
+                updates = {layer: Update.joined([part[layer] for part in parts]) for layer in self.settings.layers}
+            else:
+                updates = self._solve(requests, report.facts, report, clock, doing, progress)
+            if self.settings.keep_share < 1:
+                # As published: keys of higher layers see the whole update, what stays is its largest part.
                 with clock("write"):
-                    model.add_(layer, update.delta)
-                updates[layer] = update
-                report.layers[layer] = state.report(space, update)
-            doing = "remembering its keys"
+                    self._put_back()
+                    self._write(updates)
+            for layer, update in updates.items():
+                doing.what = f"the report of layer {layer}"
+                report.layers[layer] = self.layers[layer].report(update)
+            doing.what = "remembering its keys"
             with clock("projection"):
                 self._remember(updates)
         except BaseException as error:
             self._put_back()
             if isinstance(error, FloatingPointError | ValueError):
-                message = f"batch {self.step}, {doing}: {error}; the model is as it was before this batch"
+                message = f"batch {self.step}, {doing.what}: {error}; the model is as it was before this batch"
                 raise FloatingPointError(message) from error
             raise
-        report.steps, report.converged = values.steps, values.converged
-        report.final_loss = values.final
         return updates
+
+    def _solve(
+        self, requests: Sequence[ValueRequest], names: Sequence[str], report: BatchReport, clock: _Clock, doing: _Doing,
+        progress: Callable[[int], None] | None = None,
+    ) -> dict[int, Update]:  # fmt: skip
+        """Values, keys and updates of some facts, written into the model layer by layer."""
+        layers, settings, model = self.settings.layers, self.settings, self.model
+        updates: dict[int, Update] = {}
+        doing.what = "values"
+        with clock("values"):
+            targets = layers if settings.spread == "joint" else layers[-1:]
+            values = optimise_values(
+                model, requests, targets, settings.values, microbatch=settings.microbatch, progress=progress
+            )
+        with clock("keys"):
+            reader = KeyReader(model, [r.key_contexts or r.contexts for r in requests], layers)
+        for number, layer in enumerate(layers):
+            doing.what, state = f"layer {layer}", self.layers[layer]
+            with clock("keys"):
+                keys, at = self._keys(reader, layer)
+                residual = self._residual(reader, values, number)
+            with clock("projection"):
+                space = state.space()
+            with clock("solve"):
+                update = state.solve(space, keys, residual, at, names, report)
+            with clock("write"):
+                model.add_(layer, update.delta)
+            updates[layer] = update
+        before = len(report.steps)
+        report.steps += values.steps
+        report.final_loss += values.final
+        report.converged += (values.converged - report.converged) * (len(report.steps) - before) / len(report.steps)
+        return updates
+
+    def _train(self, requests: Sequence[ValueRequest], report: BatchReport, clock: _Clock) -> dict[int, Update]:
+        """Fine-tuning: its values are the weights themselves."""
+        settings = self.settings
+        with clock("values"):
+            found = fine_tune(self.model, requests, settings.layers, settings.finetune, microbatch=settings.microbatch)
+        updates = {layer: Update.of_dense(delta) for layer, delta in found.delta.items()}
+        with clock("write"):
+            self._write(updates)
+        report.steps, report.final_loss = [found.steps] * len(requests), found.last
+        report.converged = sum(loss < settings.finetune.stop for loss in found.last) / len(requests)
+        return updates
+
+    def _write(self, updates: Mapping[int, Update]) -> None:
+        """Add stored updates; what is added is a function of them and of the weights as they are."""
+        for layer, update in updates.items():
+            for part in update.facts() if self.settings.one_by_one else (update,):
+                delta = part.delta
+                if self.settings.keep_share < 1:
+                    delta = keep_largest(delta, self.model.weight(layer), self.settings.keep_share)
+                self.model.add_(layer, delta)
 
     def _put_back(self) -> None:
         # All layers: an interrupt may come between the write and its being noted down.
@@ -251,9 +384,31 @@ class Editor:
 
     def apply(self, updates: Mapping[int, Update]) -> None:
         """Repeat a stored batch: same weights, same state, to the bit."""
-        for layer, update in updates.items():
-            self.model.add_(layer, update.delta)
+        self._refuse_after_the_end()
+        self._write(updates)
         self._remember(updates)
+
+    @torch.no_grad()
+    def finish(self) -> None:
+        """End the sequence. PRUNE damps the total update, once; every other method has nothing to do.
+
+        Calling it again changes nothing. After PRUNE's, no batch can follow: what later updates add could no longer be
+        told from what was damped. A resumed sequence is applied batch by batch, then finished, and ends the same.
+        """
+        if self.settings.damping is None or self.finished:
+            return
+        damped = {layer: state.damped(self.settings.damping) for layer, state in self.layers.items()}
+        try:
+            for layer, weight in damped.items():
+                self.model.weight(layer).copy_(weight)
+            self.finished = True
+        except BaseException:
+            self._put_back()
+            raise
+
+    def _refuse_after_the_end(self) -> None:
+        if self.finished:
+            raise ValueError("the sequence is finished and its updates are damped; start another editor for more edits")
 
     def _remember(self, updates: Mapping[int, Update]) -> None:
         """Take a batch into the state of all layers, or of none if anything fails on the way."""
@@ -261,6 +416,15 @@ class Editor:
         for layer, state in self.layers.items():
             vars(state).update(known[layer])
         self.step += 1
+
+    def _keys(self, reader: KeyReader, layer: int) -> tuple[Float[Tensor, "d_in n"], Float[Tensor, "d_in n"] | None]:
+        """Keys of all facts, and where an exact constraint holds if not there."""
+        settings = self.settings
+        rows = reader.read(layer)[0]
+        by_fact = rows.split(reader.counts)
+        mean = settings.average == "mean"
+        keys = torch.stack([x.mean(0) for x in by_fact], dim=1) if mean else reader.average(rows)
+        return keys, torch.stack([x[0] for x in by_fact], dim=1) if settings.meets == "bare" else None
 
     def _residual(self, reader: KeyReader, values: Values, number: int) -> Float[Tensor, "d_out n"]:
         """What this layer has to add to its output, given what lower layers of the batch already did."""
@@ -283,28 +447,37 @@ class LayerState:
         d = model.d_ff
         self.metric: Metric | None = None
         if settings.space == "whole":
-            self.metric = CovarianceMetric(covariance.mean, settings.covariance_weight)
             self.null = NullSpace(d=d)
+            if settings.covariance_weight > 0 and settings.finetune is None:
+                self.metric = CovarianceMetric(covariance.mean, settings.covariance_weight)
         else:
             eigenvalues, vectors = torch.linalg.eigh(covariance.mean)
             self.cut = settings.threshold.cut(eigenvalues)
             self.null = cut_spectrum(eigenvalues, vectors, settings.threshold)
         self.running = covariance.copy() if settings.space == "running" else None
+        self.count = covariance.count  # n₀
         self.mix = covariance.mean.clone() if settings.space == "released" else None
         self.stale = False
 
     def space(self) -> NullSpace:
         """The directions free for the next batch."""
         if self.stale:
-            matrix = self.running.mean if self.running is not None else self.mix
-            self.null = exact_null_space(matrix, Threshold(kind="absolute", value=self.cut))
+            matrix, cut = self.mix, self.cut
+            if self.running is not None:  # the cut shrinks as directions without new keys do; see EditSettings
+                # It may be an eigenvalue of C₀ itself, which is protected: rounding shall not let go of that one.
+                cut *= (1 - 1e-7) * self.count / self.running.count
+                matrix = self.running.mean
+            self.null = exact_null_space(matrix, Threshold(kind="absolute", value=cut))
             self.stale = False
         return self.null
 
-    def solve(self, space: NullSpace, keys: Tensor, residual: Tensor, report: BatchReport) -> Update:
-        left = space.survival(keys)
-        alive = left > self.settings.exhausted
-        for name in (fact for fact, ok in zip(report.facts, alive.tolist(), strict=False) if not ok):
+    def solve(
+        self, space: NullSpace, keys: Tensor, residual: Tensor, at: Tensor | None, names: Sequence[str],
+        report: BatchReport,
+    ) -> Update:  # fmt: skip
+        settings = self.settings
+        alive = space.survival(keys) > settings.exhausted
+        for name in (fact for fact, ok in zip(names, alive.tolist(), strict=False) if not ok):
             if name not in report.exhausted:
                 report.exhausted.append(name)
         right = torch.zeros_like(keys)
@@ -312,22 +485,37 @@ class LayerState:
             metric = self.metric
             if metric is None:
                 energy = float(space.project(keys[:, alive].double()).square().sum(0).mean())
-                metric = RidgeMetric(space, self.settings.ridge * (energy if self.settings.relative_ridge else 1.0))
-            past = torch.cat(self.past, dim=1) if self.settings.remember and self.past else None
-            right[:, alive] = solve_update(keys[:, alive], metric, past).to(keys)
+                metric = RidgeMetric(space, settings.ridge * (energy if settings.relative_ridge else 1.0))
+            past = torch.cat(self.past, dim=1) if settings.remember and self.past else None
+            exact = settings.constraint == "exact"
+            met = None if at is None else at[:, alive]
+            right[:, alive] = solve_update(keys[:, alive], metric, past, exact=exact, at=met).to(keys)
+            if settings.sphere > 0:
+                right = spread_off(right, self.model.weight(self.layer), settings.sphere, settings.sphere_share)
         return Update(left=residual.to(keys), right=right, keys=keys)
 
-    def report(self, space: NullSpace, update: Update) -> LayerReport:
-        survival = space.survival(update.keys)
-        wanted = update.left.square().sum(0).clamp_min(torch.finfo(update.left.dtype).tiny)
-        written = (update.left * (update.delta @ update.keys)).sum(0) / wanted
+    def damped(self, onto: str) -> Float[Tensor, "d_out d_in"]:
+        """The weight at the end of PRUNE's sequence; see `EditSettings.damping`."""
+        start, weight = self.initial.double(), self.model.weight(self.layer).double()
+        total = damp(weight - start, float(torch.linalg.matrix_norm(start, 2)))
+        return (start if onto == "initial" else weight) + total
+
+    def report(self, update: Update) -> LayerReport:
+        """What the batch did, measured on the weight as it came out."""
+        space, weight = self.space(), self.model.weight(self.layer)
+        change, left = weight - self.weight, update.left
+        survival, written = torch.ones(1), None
+        if update.dense is None:
+            survival = space.survival(update.keys)
+            wanted = left.square().sum(0).clamp_min(torch.finfo(left.dtype).tiny)
+            written = float(((left * (change @ update.keys)).sum(0) / wanted).mean())
         return LayerReport(
             rank=space.rank,
             capacity=float(survival.mean()),
             capacity_min=float(survival.min()),
-            relative_update=float(update.delta.norm()) / self.initial_norm,
-            relative_total=float((self.model.weight(self.layer) - self.initial).norm()) / self.initial_norm,
-            written=float(written.mean()),
+            relative_update=float(change.norm()) / self.initial_norm,
+            relative_total=float((weight - self.initial).norm()) / self.initial_norm,
+            written=written,
         )
 
     def remembered(self, update: Update) -> dict[str, object]:
@@ -346,6 +534,13 @@ class LayerState:
             everything = torch.cat(new["past"], dim=1).double()
             new |= dict(mix=(documents * self.mix + batch * (everything @ everything.T)) / total, stale=True)
         return new
+
+
+@dataclass
+class _Doing:
+    """What a batch is about, for the error if it fails there."""
+
+    what: str
 
 
 class _Clock:

@@ -4,7 +4,8 @@
     ⇒ Δ = R (I + Kᵀ M⁺ K)⁻¹ Kᵀ M⁺,   M⁺ = U (UᵀAU + λI)⁻¹ Uᵀ
 
 Past keys to be kept at zero change are further columns of K with zero residual. The n x n system is used where it is
-the thinner one, the d x d system else; both are symmetric positive definite, solved by Cholesky in float64.
+the thinner one, the d x d system else; both are symmetric positive definite, solved by Cholesky in float64. Without the
+identity in the n x n system the residual is met exactly (ROME, arXiv 2202.05262): the limit of a vanishing M.
 """
 
 from __future__ import annotations
@@ -84,19 +85,30 @@ def solve_update(
     keys: Float[Tensor, "d_in n"],
     metric: Metric,
     past: Float[Tensor, "d_in m"] | None = None,
+    *,
+    exact: bool = False,
+    at: Float[Tensor, "d_in n"] | None = None,
 ) -> Float[Tensor, "d_in n"]:
     """The right factor B of the update: Δ = R Bᵀ carries `keys` to any residual R, as far as `metric` lets it.
 
-    B does not depend on R, so a rank-n update is stored as the pair (R, B).
+    B does not depend on R, so a rank-n update is stored as the pair (R, B). With `exact`, Bᵀ `keys` = I and
+    Bᵀ `past` = 0, at the lowest cost in `metric`: for one fact u/(kᵀu) with u = M⁺k.
 
     Args:
         keys: Inputs to the edited matrix, one fact per column.
         metric: What the update costs elsewhere.
         past: Keys of earlier edits that shall not move, one per column (the A = K̄K̄ᵀ of AlphaEdit).
+        exact: An equality constraint instead of a penalty on what is missing.
+        at: The keys at which the exact constraint holds, where these are not `keys`: ROME's code takes the direction
+            M⁺k from a key averaged over contexts and meets the residual at the bare prompt's.
 
     Raises:
-        FloatingPointError: NaN or infinity in keys or result.
+        FloatingPointError: NaN or infinity in keys or result, or keys so alike that no update meets all of them.
     """
+    if exact:
+        return _exact(keys, metric, past, at)
+    if at is not None:
+        raise ValueError("`at` says where an exact constraint holds; pass exact=True, or leave it out")
     n = keys.shape[1]
     if not torch.isfinite(keys).all():
         raise FloatingPointError("keys hold NaN or infinity; no update is computed")
@@ -112,6 +124,29 @@ def solve_update(
     if not torch.isfinite(right).all():
         raise FloatingPointError("the solve gave NaN or infinity; raise the ridge or check the keys")
     return right
+
+
+def _exact(keys: Tensor, metric: Metric, past: Tensor | None, at: Tensor | None) -> Tensor:
+    """B = M⁺K (AᵀM⁺K)⁻¹ with A = K, or `at`; earlier keys are further columns of both."""
+    met = keys if at is None else at
+    if past is not None:
+        keys, met = torch.cat([keys, past], dim=1), torch.cat([met, past], dim=1)
+    if not (torch.isfinite(keys).all() and torch.isfinite(met).all()):
+        raise FloatingPointError("keys hold NaN or infinity; no update is computed")
+    n = keys.shape[1] - (0 if past is None else past.shape[1])
+    keys, met = keys.double(), met.double()
+    weighted = metric.inverse(keys)
+    small = met.T @ weighted
+    # Unit diagonal first: what counts as dependent shall not depend on how long the keys are.
+    scale = small.diagonal().abs().clamp_min(torch.finfo(small.dtype).tiny).rsqrt()
+    inverse, info = torch.linalg.inv_ex(scale[:, None] * small * scale)
+    error = (small @ (scale[:, None] * inverse * scale) - torch.eye(len(small)).to(small)).abs().amax()
+    if info > 0 or not error < 1e-6:
+        raise FloatingPointError(
+            f"no update meets {keys.shape[1]} constraints exactly in {keys.shape[0]} dimensions: keys are dependent; "
+            "edit fewer facts at once, one after another, or with a penalty (constraint='penalty')"
+        )
+    return weighted @ (scale[:, None] * inverse * scale)[:, :n]
 
 
 def cholesky_solve(matrix: Float[Tensor, "k k"], columns: Float[Tensor, "k n"]) -> Float[Tensor, "k n"]:

@@ -45,7 +45,7 @@ from langedit_core.tokens import SubjectMerged
 
 log = logging.getLogger(__name__)
 
-ENGINE = 1
+ENGINE = 2
 """Raised whenever the same settings would give other numbers; part of every cell's hash."""
 
 LOADERS = {
@@ -114,6 +114,7 @@ class CellResult:
             for t, part in enumerate(measured)
             for layer, numbers in part["report"]["layers"].items()
         )  # fmt: skip
+        self.batches["written"] = self.batches["written"].astype(float)  # null, and so NaN, for trained updates
         self.seconds = pd.DataFrame(
             dict(step=t, phase=phase, seconds=seconds)
             for t in range(cell.batches)
@@ -234,6 +235,7 @@ class CellRun:
                     batch, progress=lambda n, start=start: self.bar.update(start + n - self.bar.n)
                 )
                 self._store(t, report, updates, asked, before)
+            editor.finish()
             flat = [q for part in asked for q in part]
             old = [s for part in before for s in part]
             after = ask(model, flat)
@@ -325,12 +327,11 @@ class CellRun:
         except CorruptFile as error:
             log.warning("batch %d is computed again: %s", t, error)
             return None
-        return {
-            layer: Update(
-                **{name: tensors[f"{layer}.{name}"].to(self.model.device) for name in ("left", "right", "keys")}
-            )
-            for layer in self.cell.settings.layers
-        }
+        by_layer: dict[int, dict[str, torch.Tensor]] = {layer: {} for layer in self.cell.settings.layers}
+        for name, tensor in tensors.items():
+            layer, _, part = name.partition(".")
+            by_layer[int(layer)][part] = tensor.to(self.model.device)
+        return {layer: Update(**parts) for layer, parts in by_layer.items()}
 
     def _store(
         self, t: int, report: BatchReport, updates: dict[int, Update],
@@ -356,11 +357,7 @@ class CellRun:
             },
         )
         write_json(stem.with_suffix(".time.json"), seconds)
-        tensors = {
-            f"{layer}.{name}": getattr(update, name)
-            for layer, update in updates.items()
-            for name in ("left", "right", "keys")
-        }
+        tensors = {f"{layer}.{name}": x for layer, update in updates.items() for name, x in update.tensors().items()}
         measured = file_digest(stem.with_suffix(".json"))
         save_tensors(stem.with_suffix(".safetensors"), tensors, {"measured": measured})
 

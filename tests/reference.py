@@ -36,6 +36,44 @@ def langedit(residual: Tensor, keys: Tensor, projection: Tensor) -> Tensor:
     return residual @ keys.T @ projection @ torch.linalg.inv(keys @ keys.T @ projection + eye)
 
 
+def rome(residual: Tensor, key: Tensor, covariance: Tensor) -> Tensor:
+    """ΔW = Λ (C⁻¹k)ᵀ with Λ = r / ((C⁻¹k)ᵀk), eq. 2 of ROME (arXiv 2202.05262), for one fact."""
+    direction = torch.linalg.inv(covariance) @ key
+    return torch.outer(residual / (direction @ key), direction)
+
+
+def rect(delta: Tensor, weight: Tensor, kept_percent: int) -> Tensor:
+    """The largest relative changes, by sorting; the cut itself stays (RECT, arXiv 2401.04700, as released)."""
+    relative = (delta / (weight + 1e-8)).abs()
+    order = relative.flatten().sort().values
+    cut = order[max(0, delta.numel() * (100 - kept_percent) // 100 - 1)]
+    return delta * (relative >= cut)
+
+
+def prune(total: Tensor, weight: Tensor) -> Tensor:
+    """The damped total update: singular values above σ_max(W₀) by the logarithm of PRUNE (arXiv 2405.16821)."""
+    largest = torch.linalg.svdvals(weight)[0]
+    left, values, right = torch.linalg.svd(total)
+    out = torch.zeros_like(total)
+    for i, s in enumerate(values):
+        out = out + (s if s <= largest else s.log() - largest.log() + largest) * torch.outer(left[:, i], right[i])
+    return out
+
+
+def sphere(delta: Tensor, weight: Tensor, strength: float, share: float) -> Tensor:
+    """ΔW (I − α UUᵀ), U the leading eigenvectors of the Gram matrix of normalised rows (SPHERE, arXiv 2510.01172)."""
+    rows = torch.stack([row / row.norm() for row in weight])
+    values, vectors = torch.linalg.eigh(rows.T @ rows)
+    basis, reached = [], 0.0
+    for i in reversed(range(len(values))):
+        if reached >= share * float(values.sum()):
+            break
+        basis.append(vectors[:, i])
+        reached += float(values[i])
+    inside = torch.stack(basis, dim=1)
+    return delta @ (torch.eye(weight.shape[1], dtype=weight.dtype) - strength * inside @ inside.T)
+
+
 def running_mean(mean: Tensor, count: int, keys: Tensor) -> tuple[Tensor, int]:
     """C̄ ← (n̄/(n̄+n)) C̄ + (1/(n̄+n)) KKᵀ, the paper's running covariance with its count."""
     total = count + keys.shape[1]
@@ -165,6 +203,41 @@ class OneValue:
                     if x[layer].norm() > longest:
                         x[layer] *= longest / x[layer].norm()
         self.delta = {layer: (x[layer] * unit[layer]).detach() for layer in layers}
+
+
+def fine_tune(model, requests, layer: int, settings, rate: float, box: float) -> tuple[Tensor, list[float]]:
+    """Training of one matrix on bare prompts: every text alone through the whole model, Adam written out.
+
+    Returns the change of the matrix and the loss of every forward pass.
+    """
+    start = model.weight(layer).clone()
+    parameter = model.write_port(layer).weight
+    longest = max(len(request.target) for request in requests)
+    mean, square, losses = torch.zeros_like(start), torch.zeros_like(start), []
+    for step in range(1, settings.steps + 1):
+        parameter.requires_grad_(True)
+        loss = torch.tensor(0.0)
+        for request in requests:
+            ids, target = request.contexts[0].ids, list(request.target)
+            said = model.hf(torch.tensor([ids])).logits[0].log_softmax(-1)
+            if settings.scored == "own":
+                each = [-said[len(ids) - len(target) + i, token] for i, token in enumerate(target)]
+            else:
+                each = [-said[len(ids) - len(target), t] for t in target + [model.pad_id] * (longest - len(target))]
+            loss = loss + torch.stack(each).mean() / len(requests)
+        losses.append(loss.item())
+        (gradient,) = torch.autograd.grad(loss, parameter)
+        parameter.requires_grad_(False)
+        if losses[-1] < settings.stop:
+            break
+        gradient = gradient.T if model.architecture.transposed else gradient
+        mean, square = 0.9 * mean + 0.1 * gradient, 0.999 * square + 0.001 * gradient.square()
+        change = rate * (mean / (1 - 0.9**step)) / ((square / (1 - 0.999**step)).sqrt() + 1e-8)
+        weight = model.weight(layer)
+        weight.copy_(torch.minimum(torch.maximum(weight - change, start - box), start + box))
+    change = model.weight(layer) - start
+    model.weight(layer).copy_(start)
+    return change, losses
 
 
 def greedy(model, prompt_ids, length: int) -> list[int]:

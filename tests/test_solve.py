@@ -133,8 +133,7 @@ def test_gradient_of_the_objective_is_zero_and_no_step_inside_the_space_lowers_i
 
 def test_memit_tends_to_interpolation_in_the_covariance_norm_as_its_weight_vanishes():
     keys, residual, _, covariance, _, _ = problem(12, 3, 0)
-    inverse = torch.linalg.inv(covariance)
-    exact = residual @ torch.linalg.inv(keys.T @ inverse @ keys) @ keys.T @ inverse  # ROME's equality constraint
+    exact = residual @ solve_update(keys, CovarianceMetric(covariance, 1.0), exact=True).T
     close(exact @ keys, residual)
     errors = []
     for weight in (1e-2, 1e-4, 1e-6):
@@ -142,6 +141,70 @@ def test_memit_tends_to_interpolation_in_the_covariance_norm_as_its_weight_vanis
         errors.append(float((delta - exact).norm() / exact.norm()))
     assert errors[0] > 50 * errors[1] > 2500 * errors[2]
     assert errors[-1] < 1e-5
+
+
+@pytest.mark.parametrize(("n", "past"), [(1, 0), (3, 0), (3, 4), (12, 0), (5, 7)])
+@pytest.mark.parametrize("kind", ["ridge", "covariance"])
+def test_an_exact_constraint_is_met_and_earlier_keys_do_not_move(kind, n, past):
+    keys, residual, earlier, covariance, _, _ = problem(12, n, past)
+    metric = CovarianceMetric(covariance, 2.0) if kind == "covariance" else RidgeMetric(NullSpace(d=12), 3.0)
+    delta = residual @ solve_update(keys, metric, earlier, exact=True).T
+    close(delta @ keys, residual)
+    if earlier is not None:
+        close(delta @ earlier, torch.zeros(D_OUT, past, dtype=torch.float64))
+
+
+def test_an_exact_constraint_on_one_fact_is_romes_formula_and_does_not_depend_on_the_weight_of_the_covariance():
+    keys, residual, _, covariance, _, _ = problem(12, 1, 0)
+    expected = reference.rome(residual[:, 0], keys[:, 0], covariance)
+    for weight in (1e-6, 1.0, 1e6):
+        close(residual @ solve_update(keys, CovarianceMetric(covariance, weight), exact=True).T, expected)
+    plain = torch.outer(residual[:, 0], keys[:, 0]) / keys.square().sum()
+    close(residual @ solve_update(keys, RidgeMetric(NullSpace(d=12), 0.5), exact=True).T, plain)
+
+
+def test_among_all_updates_that_meet_the_constraint_the_exact_one_costs_least():
+    keys, residual, _, covariance, _, _ = problem(12, 3, 0)
+    delta = residual @ solve_update(keys, CovarianceMetric(covariance, 1.0), exact=True).T
+    cost = torch.trace(delta @ covariance @ delta.T)
+    others = torch.linalg.svd(keys)[0][:, 3:]  # directions no key has
+    for seed in range(20):
+        moved = delta + 10.0 ** -(seed % 4) * randn(D_OUT, 9, seed=seed) @ others.T
+        close(moved @ keys, residual)
+        assert torch.trace(moved @ covariance @ moved.T) > cost
+
+
+def test_an_exact_constraint_can_hold_at_other_keys_than_those_that_give_the_directions():
+    keys, residual, earlier, covariance, _, _ = problem(12, 3, 2)
+    at, metric = keys + 0.1 * randn(12, 3, seed=9), CovarianceMetric(covariance, 1.0)
+    right = solve_update(keys, metric, earlier, exact=True, at=at)
+    close(residual @ right.T @ at, residual)
+    close(right.T @ earlier, torch.zeros(3, 2, dtype=torch.float64))
+    span = metric.inverse(torch.cat([keys, earlier], dim=1))
+    close(span @ torch.linalg.lstsq(span, right).solution, right)
+
+
+@pytest.mark.parametrize("kind", ["twice the same key", "more keys than dimensions", "a key outside the space"])
+def test_constraints_that_cannot_all_be_met_exactly_are_refused(kind):
+    space = NullSpace(d=4, removed=torch.eye(4, dtype=torch.float64)[:, :1])
+    keys = {"twice the same key": randn(4, 1).repeat(1, 2), "more keys than dimensions": randn(4, 5)}.get(
+        kind, torch.eye(4, dtype=torch.float64)[:, :2]
+    )
+    with pytest.raises(FloatingPointError, match="no update meets . constraints exactly in 4 dimensions"):
+        solve_update(keys, RidgeMetric(space, 1.0), exact=True)
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_an_exact_constraint_refuses_keys_with_nan_or_infinity(bad):
+    keys = randn(4, 2)
+    for arguments in (dict(past=bad * keys), dict(at=bad * keys)):
+        with pytest.raises(FloatingPointError, match="NaN or infinity"):
+            solve_update(keys, RidgeMetric(NullSpace(d=4), 1.0), exact=True, **arguments)
+
+
+def test_other_keys_without_an_exact_constraint_are_refused():
+    with pytest.raises(ValueError, match="exact=True"):
+        solve_update(randn(4, 2), RidgeMetric(NullSpace(d=4), 1.0), at=randn(4, 2))
 
 
 def test_the_factor_does_not_depend_on_the_residual_and_writes_less_as_the_ridge_grows():

@@ -8,7 +8,7 @@ import torch
 
 from langedit_core.contexts import Contexts
 from langedit_core.covariance import KeyCovariance, collect_covariance
-from langedit_core.editors import Editor, settings_for
+from langedit_core.editors import METHODS, Editor, settings_for
 from langedit_core.languages import LANGUAGES
 from langedit_core.models import EditableModel
 from langedit_core.nullspace import Threshold
@@ -80,6 +80,15 @@ def value_request(model: EditableModel, of: Fact, contexts: Contexts = CONTEXTS)
     )
 
 
+def layers_of(method: str) -> tuple[int, ...]:
+    """Two layers, where the method edits more than one."""
+    return (1,) if METHODS[method].get("one_by_one") else (1, 2)
+
+
+def pays_for_the_covariance(method: str) -> bool:
+    return "covariance_weight" in METHODS[method]
+
+
 def covariances(model: EditableModel, layers) -> dict[int, KeyCovariance]:
     return collect_covariance(model, layers, conftest.SENTENCES)
 
@@ -121,13 +130,14 @@ def covariances_of_other_tokens(model: EditableModel, layers, batches) -> dict[i
     return found
 
 
-def exact_editor(model: EditableModel, method: str, batches, layers=(1, 2), **changes) -> Editor:
+def exact_editor(model: EditableModel, method: str, batches, layers=None, **changes) -> Editor:
+    layers = layers or layers_of(method)
     options = dict(
         layers=layers, values=FAST, ridge=1e-8, threshold=Threshold(kind="relative", value=1e-5),
         released_counts=(100, 10),
     )  # fmt: skip
     found = covariances_of_other_tokens(model, layers, batches)
-    if method.startswith("memit"):
+    if pays_for_the_covariance(method):
         options["covariance_weight"] = 1.0
         for covariance in found.values():  # memit has no hard projection: other tokens are expensive, the rest is free
             covariance.gram = 1e8 * covariance.gram + 1e-6 * covariance.count * torch.eye(model.d_ff).double()

@@ -31,11 +31,13 @@ def model() -> EditableModel:
     return conftest.build_model("llama")
 
 
-def cell(method: str = "langedit", **changes) -> Cell:
+def cell(method: str = "evoedit", **changes) -> Cell:
     options = dict(
-        layers=(1, 2), values=ValueSettings(steps=3, rate=1.0), threshold=Threshold(kind="fraction", value=0.8)
+        layers=toy.layers_of(method),
+        values=ValueSettings(steps=3, rate=1.0),
+        threshold=Threshold(kind="fraction", value=0.8),
     )
-    if method.startswith("memit"):
+    if toy.pays_for_the_covariance(method):
         options["covariance_weight"] = 0.1
     fields = dict(
         model="tiny-llama", data=DATA, method=method, settings=settings_for(method, **options), langs=("en", "de"),
