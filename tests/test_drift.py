@@ -211,9 +211,10 @@ def test_paragraphs_give_intervals_like_facts_do(tiny):
     )  # fmt: skip
 
 
-def test_the_perplexity_of_a_ruined_model_is_still_a_number_that_json_has():
+def test_the_perplexity_of_a_ruined_model_is_still_a_number_and_so_is_its_square():
     (_, ppl) = language_rows([ParagraphDrift(lang="en", paragraph="p", n=1, kl=5000.0, nll=5000.0)])
-    assert ppl["value"] > 1e300 and json.loads(json.dumps(ppl, allow_nan=False)) == ppl
+    assert ppl["value"] > 1e100 and math.isfinite(ppl["value"] ** 2)
+    assert json.loads(json.dumps(ppl, allow_nan=False)) == ppl
 
 
 # --- what it refuses --------------------------------------------------------------------------------------------------
