@@ -5,6 +5,7 @@
 
 from langedit_core.contexts import Contexts, sample_contexts
 from langedit_core.covariance import KeyCovariance, cached_covariance, collect_covariance
+from langedit_core.drift import Drift
 from langedit_core.editors import METHODS, BatchReport, Editor, EditSettings, Update, settings_for
 from langedit_core.errors import RefusedInput
 from langedit_core.metrics import METRICS, ask, questions, score_probes
@@ -18,9 +19,9 @@ from langedit_core.tokens import SubjectMerged
 from langedit_core.values import ValueSettings, optimise_values
 
 __all__ = [
-    "ARCHITECTURES", "METHODS", "METRICS", "BatchReport", "Cell", "Contexts", "EditSettings", "EditableModel", "Editor",
-    "Fact", "FactSet", "KeyCovariance", "NullSpace", "Probe", "RefusedInput", "SubjectMerged", "Threshold", "Update",
-    "ValueSettings", "ask", "cached_covariance", "collect_covariance", "exact_null_space", "inspect", "load_data",
-    "load_model", "optimise_values", "prepare_editor", "questions", "run_cells", "sample_contexts", "score_probes",
-    "settings_for", "solve_update",
+    "ARCHITECTURES", "METHODS", "METRICS", "BatchReport", "Cell", "Contexts", "Drift", "EditSettings", "EditableModel",
+    "Editor", "Fact", "FactSet", "KeyCovariance", "NullSpace", "Probe", "RefusedInput", "SubjectMerged", "Threshold",
+    "Update", "ValueSettings", "ask", "cached_covariance", "collect_covariance", "exact_null_space", "inspect",
+    "load_data", "load_model", "optimise_values", "prepare_editor", "questions", "run_cells", "sample_contexts",
+    "score_probes", "settings_for", "solve_update",
 ]  # fmt: skip

@@ -14,7 +14,7 @@ import pandas as pd
 from langedit_core.metrics import METRICS, WHEN
 from langedit_core.models import EditableModel, load_model
 from langedit_core.profiles import Profile, load_profile
-from langedit_core.stats import Estimate, paired_difference, summarise
+from langedit_core.stats import Estimate, best_cells, compare_methods, paired_difference, summarise
 from langedit_core.study import CellResult, is_done, load_result, run_cells
 from langedit_core.tables import COLUMNS, format_ci
 
@@ -106,23 +106,27 @@ class Study:
         per_fact = rows.groupby(["method", "seed", "fact", "lang"])["value"].mean()
         return paired_difference(per_fact.loc[a], per_fact.loc[b])
 
+    def tests(self, data: str, reference: str, when: str = "final") -> pd.DataFrame:
+        """`reference` against every other method: the table of `compare_methods`, one family, metrics in their order.
+
+        Raises:
+            ValueError: Nothing was measured at that moment, or not of the reference.
+        """
+        rows = self._stack("rows", data)
+        found = compare_methods(rows[(rows["when"] == when) & rows["metric"].isin(METRICS)], reference)
+        order = {name: i for i, name in enumerate([*METRICS, *self.methods])}
+        return found.sort_values(["metric", "b"], key=lambda names: names.map(order), ignore_index=True)
+
     def comparisons(self, data: str, reference: str, when: str = "final") -> pd.DataFrame:
-        """`reference` against every other method, metric by metric, with 95 % intervals of the paired difference."""
-        out = []
-        for metric in [m for m in METRICS if m in set(self.of(data)["metric"])]:
-            for other in (m for m in self.methods if m != reference):
-                d = self.compare(data, metric, when, reference, other)
-                verdict = "better" if d.low > 0 else "worse" if d.high < 0 else "no difference shown"
-                out.append(
-                    {
-                        "metric": metric,
-                        f"{reference} against": other,
-                        "difference": format_ci(d.value, d.low, d.high),
-                        "n": d.n,
-                        "verdict": verdict,
-                    }
-                )
-        return pd.DataFrame(out)
+        """`tests` as it is read: differences with their 95 % intervals, verdicts from the corrected p-values."""
+        found = self.tests(data, reference, when)
+        told = [format_ci(*row) for row in found[["difference", "low", "high"]].itertuples(index=False)]
+        found = found.assign(difference=told).rename(columns={"b": f"{reference} against", "n_facts": "n"})
+        return found[["metric", f"{reference} against", "difference", "n", "p_holm", "verdict"]]
+
+    def bold(self) -> set[tuple]:
+        """Cells of the headline table that may be bold: `headline(study.main, bold=study.bold())`."""
+        return best_cells(self._stack("rows"), by=["model", "data"])
 
     def retention(self, data: str, method: str) -> pd.DataFrame:
         """Efficacy of each batch's edits (rows) after every later batch (columns), mean over facts and seeds."""
@@ -180,12 +184,14 @@ class Study:
                 told.append(f"{method} {format_ci(e.value, e.low, e.high)}")
             n = self.estimate(data, self.methods[0], "efficacy_tf", when).n
             sentences.append(f"Efficacy {WHEN[when]} (n = {n} edits): {', '.join(told)}.")
+        words = {"better": "higher", "worse": "lower"}
+        tests = self.tests(data, reference).set_index(["b", "metric"])
         for other in (m for m in self.methods if m != reference):
             parts = []
             for metric, name in names.items():
-                d = self.compare(data, metric, "final", reference, other)
-                word = "higher" if d.low > 0 else "lower" if d.high < 0 else "not distinguishable"
-                parts.append(f"{name} {word} ({d.value:+.2f} [{d.low:+.2f}, {d.high:+.2f}])")
+                d = tests.loc[(other, metric)]
+                word = words.get(d["verdict"], "not distinguishable")
+                parts.append(f"{name} {word} ({d['difference']:+.2f} [{d['low']:+.2f}, {d['high']:+.2f}])")
             sentences.append(f"{reference} against {other} at the end, paired over facts: {'; '.join(parts)}.")
         growth = self.growth(data)
         last = growth[growth["step"] == growth["step"].max()].set_index("method")["relative_total"]

@@ -7,6 +7,7 @@ give equal bytes.
 import html
 import math
 import re
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from numbers import Real
 from pathlib import Path
@@ -17,6 +18,10 @@ COLUMNS = ("model", "data", "method", "metric", "when", "lang", "value", "n", "l
 MISSING = "n/a"
 _LATEX = {c: "\\" + c for c in "&%$#_{}"}
 _LATEX |= {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"}
+
+
+class Bold(str):
+    """A cell to be set in bold; its text is escaped like any other, and a CSV holds the text alone."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,13 +86,13 @@ def markdown_table(frame: pd.DataFrame) -> str:
     """Pipe table with numbers to the right; markup inside a cell is shown, not obeyed."""
     rule = ["---:" if right else "---" for right in _right(frame)]
     rows = [[_markdown(str(c)) for c in frame.columns], rule]
-    rows += [[_markdown(_show(v)) for v in row] for row in frame.itertuples(index=False)]
+    rows += [[_cell(v, _markdown, "**{}**") for v in row] for row in frame.itertuples(index=False)]
     return "".join("| " + " | ".join(row) + " |\n" for row in rows)
 
 
 def latex_table(frame: pd.DataFrame) -> str:
     """A booktabs `tabular`; compile Chinese cells with XeLaTeX or LuaLaTeX."""
-    rows = [[_latex(_show(v)) for v in row] for row in frame.itertuples(index=False)]
+    rows = [[_cell(v, _latex, r"\textbf{{{}}}") for v in row] for row in frame.itertuples(index=False)]
     lines = [
         r"\begin{tabular}{" + "".join("r" if right else "l" for right in _right(frame)) + "}",
         r"\toprule",
@@ -106,15 +111,16 @@ def html_table(frame: pd.DataFrame) -> str:
 
     def row(tag: str, cells: list[str]) -> str:
         marks = [' class="num"' if r else "" for r in right]
-        inner = (f"<{tag}{m}>{html.escape(c)}</{tag}>" for m, c in zip(marks, cells, strict=True))
+        inner = (f"<{tag}{m}>{c}</{tag}>" for m, c in zip(marks, cells, strict=True))
         return f"<tr>{''.join(inner)}</tr>\n"
 
-    head = row("th", [str(c) for c in frame.columns])
-    body = "".join(row("td", [_show(v) for v in cells]) for cells in frame.itertuples(index=False))
+    head = row("th", [html.escape(str(c)) for c in frame.columns])
+    shown = ([_cell(v, html.escape, "<strong>{}</strong>") for v in cells] for cells in frame.itertuples(index=False))
+    body = "".join(row("td", cells) for cells in shown)
     return f"<table>\n<thead>\n{head}</thead>\n<tbody>\n{body}</tbody>\n</table>"
 
 
-def headline(frame: pd.DataFrame) -> pd.DataFrame:
+def headline(frame: pd.DataFrame, bold: Collection[tuple] = ()) -> pd.DataFrame:
     """The tidy main table in the form people read: a row per method and moment, a column per metric.
 
     A cell is `format_ci` of the row whose lang is "all". Where a metric has no such row, it is the mean over
@@ -122,9 +128,11 @@ def headline(frame: pd.DataFrame) -> pd.DataFrame:
 
     Args:
         frame: Rows with the columns `COLUMNS`.
+        bold: Cells to mark, each (model, data, method, when, metric), as `stats.best_cells` finds them. A cell alone
+            in its column is bold too; leave such cells out where there is nothing to compare.
 
     Raises:
-        ValueError: A column is missing.
+        ValueError: A column is missing, or a cell to mark is not in the table.
     """
     missing = [c for c in COLUMNS if c not in frame.columns]
     if missing:
@@ -142,8 +150,18 @@ def headline(frame: pd.DataFrame) -> pd.DataFrame:
                 mean = (known["value"] * known["n"]).sum() / known["n"].sum()
                 row[metric] = format_ci(mean, math.nan, math.nan)
         rows.append(row)
-    columns = [*keys, *dict.fromkeys(frame["metric"])]
-    return pd.DataFrame(rows, columns=columns).fillna(MISSING)
+    metrics = list(dict.fromkeys(frame["metric"]))
+    table = pd.DataFrame(rows, columns=[*keys, *metrics]).fillna(MISSING)
+    if not bold:
+        return table
+    table = table.astype(dict.fromkeys(metrics, object))  # a column of strings would forget what kind of string
+    at = {tuple(row): i for i, row in enumerate(table[keys].itertuples(index=False))}
+    for *where, metric in bold:
+        i = at.get(tuple(where))
+        if i is None or metric not in metrics or table.at[i, metric] == MISSING:
+            raise ValueError(f"bold names the cell {(*where, metric)}, which the table lacks; expected {keys} + metric")
+        table.at[i, metric] = Bold(table.at[i, metric])
+    return table
 
 
 def _absent(value: object) -> bool:
@@ -156,6 +174,11 @@ def _show(value: object) -> str:
     if isinstance(value, float):
         return f"{value:.3f}" if value == 0 or 1e-3 <= abs(value) < 1e5 else f"{value:.2e}"
     return str(value)
+
+
+def _cell(value: object, escape: Callable[[str], str], bold: str) -> str:
+    text = escape(_show(value))
+    return bold.format(text) if isinstance(value, Bold) and text.strip() else text
 
 
 def _right(frame: pd.DataFrame) -> list[bool]:

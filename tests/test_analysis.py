@@ -6,7 +6,7 @@ import pytest
 from langedit_core import analysis, cli
 from langedit_core.editors import settings_for
 from langedit_core.study import Cell, CellResult
-from langedit_core.tables import COLUMNS
+from langedit_core.tables import COLUMNS, headline, markdown_table
 
 LEVELS = {
     ("memit", "final"): 0.2,
@@ -60,12 +60,33 @@ def test_main_table_has_the_promised_columns_and_numbers(study):
         study.estimate("atlas", "langedit", "efficacy_tf", "before")
 
 
-def test_comparisons_call_a_difference_only_where_the_interval_excludes_zero(study):
+def test_comparisons_call_a_difference_only_where_there_is_one(study):
     final = study.comparisons("atlas", "langedit").set_index("metric")
     assert final.loc["efficacy_tf", "verdict"] == "better"
     assert study.comparisons("atlas", "memit").set_index("metric").loc["efficacy_tf", "verdict"] == "worse"
     at_once = study.comparisons("atlas", "langedit", when="immediate").set_index("metric")
     assert at_once.loc["efficacy_tf", "verdict"] == "no difference shown"
+
+
+def test_tests_are_one_family_in_the_order_of_the_metrics_and_comparisons_are_their_readable_form(study):
+    tests, told = study.tests("atlas", "langedit"), study.comparisons("atlas", "langedit")
+    assert tests["metric"].tolist() == ["efficacy_tf", "generality_tf", "specificity_same"]
+    assert tests["p_holm"].tolist() == pytest.approx((3 * tests["p"]).tolist())  # three equally clear ones
+    assert list(told) == ["metric", "langedit against", "difference", "n", "p_holm", "verdict"]
+    assert told["verdict"].tolist() == tests["verdict"].tolist() and told["p_holm"].tolist() == tests["p_holm"].tolist()
+    d = study.compare("atlas", "efficacy_tf", "final", "langedit", "memit")
+    assert tests.loc[0, ["difference", "low", "high", "n_facts"]].tolist() == pytest.approx(
+        [d.value, d.low, d.high, d.n]
+    )
+    with pytest.raises(ValueError, match="no rows"):
+        study.comparisons("atlas", "langedit", when="before")
+
+
+def test_the_headline_can_mark_the_best_and_what_does_not_differ_from_it(study):
+    shown = markdown_table(headline(study.main, bold=study.bold())).splitlines()[2:]
+    final = {line.split("|")[3].strip(): line.count("**") // 2 for line in shown if "| final |" in line}
+    at_once = {line.split("|")[3].strip(): line.count("**") // 2 for line in shown if "| immediate |" in line}
+    assert final == {"memit": 0, "langedit": 3} and at_once == {"memit": 3, "langedit": 3}
 
 
 def test_sentences_follow_the_numbers(study):

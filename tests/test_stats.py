@@ -1,10 +1,23 @@
-"""Intervals cover what they should, and facts, not probes, are the unit."""
+"""Intervals cover what they should, tests err as often as they say, and facts, not probes, are the unit."""
 
 import numpy as np
 import pandas as pd
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from scipy import stats
 
-from langedit_core.stats import interval, paired_difference, summarise
+from langedit_core.stats import (
+    COMPARISON,
+    _resample,
+    best_cells,
+    compare_methods,
+    holm,
+    interval,
+    paired,
+    paired_difference,
+    summarise,
+)
 
 
 def test_interval_covers_the_true_mean_about_as_often_as_it_says():
@@ -61,3 +74,370 @@ def test_paired_difference_uses_common_facts_only_and_is_narrower_than_unpaired(
     assert found.high - found.low < 0.02 < interval(hard.to_numpy()).high - interval(hard.to_numpy()).low
     with pytest.raises(ValueError, match="in common"):
         paired_difference(better, hard.rename(lambda name: name + "x"))
+
+
+def by_seed(values) -> pd.Series:
+    """One row of `values` per seed, one column per fact."""
+    values = np.atleast_2d(np.asarray(values, dtype=float))
+    index = pd.MultiIndex.from_product([range(len(values)), range(values.shape[1])], names=["seed", "fact"])
+    return pd.Series(values.ravel(), index=index)
+
+
+# --- the paired test --------------------------------------------------------------------------------------------------
+
+
+def simulated(seeds: int, facts: int, between: float, runs: int, gain: float = 0.0) -> tuple[float, float]:
+    """Share of simulated comparisons with p < 0.05, and share of intervals that hold the true difference."""
+    rng, small, inside = np.random.default_rng(7), 0, 0
+    for _ in range(runs):
+        noise = rng.normal(size=(seeds, facts)) + between * rng.normal(size=(seeds, 1))
+        found = paired(by_seed(gain + noise), by_seed(np.zeros((seeds, facts))), resamples=999)
+        small += found.p < 0.05
+        inside += found.difference.low <= gain <= found.difference.high
+    return small / runs, inside / runs
+
+
+def test_under_the_null_one_seed_rejects_in_about_five_percent_and_covers_in_ninety_five():
+    rejected, covered = simulated(seeds=1, facts=60, between=0.0, runs=600)
+    assert 0.03 <= rejected <= 0.08  # 5 %, with three standard errors of 600 runs
+    assert 0.92 <= covered <= 0.97
+
+
+def test_the_interval_covers_a_difference_that_exists_and_the_test_finds_it():
+    found, covered = simulated(seeds=1, facts=60, between=0.0, runs=300, gain=0.5)
+    assert found > 0.9 and 0.91 <= covered <= 0.98
+
+
+def test_seeds_that_differ_mislead_a_test_over_facts_but_hardly_one_over_seeds_and_facts():
+    rng, nested, pooled, runs = np.random.default_rng(7), 0, 0, 200
+    for _ in range(runs):
+        d = rng.normal(size=(5, 100)) + 0.2 * rng.normal(size=(5, 1))  # no difference over many seeds
+        nested += paired(by_seed(d), by_seed(d * 0), resamples=999).p < 0.05
+        pooled += paired(pd.Series(d.ravel()), pd.Series(0 * d.ravel()), resamples=999).p < 0.05
+    assert 0.01 <= nested / runs <= 0.14 < 0.25 < pooled / runs
+
+
+def test_the_docstring_states_what_three_seeds_do():
+    for between, low, high in ((0.0, 0.0, 0.05), (0.1, 0.02, 0.11), (0.3, 0.12, 0.28)):
+        assert low <= simulated(seeds=3, facts=100, between=between, runs=200)[0] <= high
+
+
+def test_null_of_zeros_and_ones_is_rejected_rarely():
+    rng, small = np.random.default_rng(2), 0
+    for _ in range(400):
+        hard = rng.random(80)
+        a, b = (pd.Series((rng.random(80) < hard).astype(float)) for _ in range(2))
+        small += paired(a, b, resamples=999).p < 0.05
+    assert 0.015 <= small / 400 <= 0.085
+
+
+@pytest.mark.parametrize("levels", [3, 1000], ids=["few values", "many values"])
+def test_one_seed_gives_scipys_interval(levels):
+    rng = np.random.default_rng(3)
+    d = rng.integers(levels, size=400) / levels - 0.4
+    found = paired(pd.Series(d), pd.Series(np.zeros(400)), resamples=19_999)
+    expected = stats.bootstrap((d,), np.mean, n_resamples=9999, method="percentile", rng=np.random.default_rng(0))
+    width = found.difference.high - found.difference.low
+    assert found.difference[2:] == pytest.approx(expected.confidence_interval, abs=0.05 * width)
+    effect = stats.bootstrap(
+        (d,), lambda x, axis: x.mean(axis) / x.std(axis, ddof=1), n_resamples=9999, method="percentile",
+        rng=np.random.default_rng(0),
+    ).confidence_interval  # fmt: skip
+    assert found.effect.value == pytest.approx(d.mean() / d.std(ddof=1))
+    assert found.effect[2:] == pytest.approx(effect, abs=0.05 * (effect.high - effect.low))
+
+
+@pytest.mark.parametrize("levels", [3, 1000], ids=["few values", "many values"])
+def test_two_levels_have_the_variance_that_the_docstring_gives(levels):
+    rng = np.random.default_rng(5)
+    groups = [rng.integers(levels, size=200) / levels + shift for shift in (0.0, 0.1, 0.3)]
+    means, _ = _resample(groups, 20_000, rng)
+    between = np.var([g.mean() for g in groups])  # divided by S: that is (1 − 1/S) of the unbiased one
+    within = np.mean([g.var() / len(g) for g in groups])
+    assert means.var() == pytest.approx((between + within) / 3, rel=0.04)
+    assert means.mean() == pytest.approx(np.mean([g.mean() for g in groups]), abs=0.004)
+
+
+def test_seeds_of_unequal_size_count_by_their_facts():
+    groups = [np.zeros(300), np.ones(100)]
+    means, _ = _resample(groups, 4000, np.random.default_rng(0))
+    assert set(np.unique(means)) == {0.0, 0.25, 1.0}  # both the first, one of each, both the second
+    assert (means == 0.25).mean() == pytest.approx(0.5, abs=0.03)
+    a = pd.concat([by_seed(np.zeros((1, 300))), by_seed(np.ones((2, 100))).loc[[1]]])
+    assert paired(a, a * 0).difference.value == 0.25
+
+
+def test_a_comparison_says_what_it_resampled():
+    one, three = by_seed(np.eye(1, 20)), by_seed(np.eye(3, 20))
+    assert (paired(one, one * 0).units, paired(one, one * 0).n_seeds) == ("facts", 1)
+    assert paired(one.droplevel("seed"), one.droplevel("seed") * 0).units == "facts"
+    found = paired(three, three * 0)
+    assert (found.units, found.n_seeds, found.difference.n) == ("seeds, and facts within seeds", 3, 60)
+
+
+def test_disagreeing_seeds_widen_the_interval():
+    d = np.repeat([[0.0], [0.1], [0.2]], 100, axis=1) + np.tile([0.05, -0.05], 50)
+    nested = paired(by_seed(d), by_seed(d) * 0)
+    pooled = paired(pd.Series(d.ravel()), pd.Series(d.ravel() * 0))
+    assert nested.difference.value == pooled.difference.value == pytest.approx(0.1)
+    assert nested.difference.high - nested.difference.low > 4 * (pooled.difference.high - pooled.difference.low)
+    assert pooled.p < 0.001 < 0.01 < nested.p  # all three seeds the one without a difference: 1 of 27
+
+
+def test_no_p_value_is_zero_and_equal_methods_have_one():
+    ones, zeros = pd.Series(np.ones(50)), pd.Series(np.zeros(50))
+    assert paired(ones, zeros, resamples=999).p == 2 / 1000
+    assert paired(ones, ones).p == 1.0 and paired(ones, ones).difference[:1] == (0.0,)
+
+
+def test_a_handful_of_facts_proves_nothing():
+    found = {n: paired(pd.Series(np.ones(n)), pd.Series(np.zeros(n))) for n in (1, 2, 5, 6)}
+    assert {n: f.p for n, f in found.items()} == {1: 1.0, 2: 0.5, 5: 0.0625, 6: 0.03125}
+    assert np.isnan(found[1].difference.low) and np.isnan(found[1].effect.value)
+
+
+def test_exchanging_the_methods_turns_every_sign():
+    rng = np.random.default_rng(4)
+    a, b = by_seed(rng.integers(0, 2, (3, 50))), by_seed(rng.integers(0, 2, (3, 50)))
+    one, other = paired(a, b), paired(b, a)
+    assert one.difference.value == -other.difference.value and one.effect.value == -other.effect.value
+    assert (one.won, one.lost) == (other.lost, other.won)
+    assert one.p == pytest.approx(other.p, abs=0.03)
+
+
+def test_a_comparison_does_not_depend_on_the_unit_of_the_values():
+    rng = np.random.default_rng(6)
+    a, b = (pd.Series(rng.random(40)) for _ in range(2))
+    one = paired(a, b)
+    for factor in (1e-9, 1e120):
+        scaled = paired(a * factor, b * factor)
+        assert (scaled.p, scaled.effect.value) == pytest.approx((one.p, one.effect.value))
+        assert np.array(scaled.difference[2:]) / factor == pytest.approx(one.difference[2:], rel=1e-6)
+
+
+def test_discordant_facts_are_counted_with_an_interval():
+    a = pd.Series([1.0] * 12 + [0.0] * 4 + [1.0] * 30)
+    b = pd.Series([0.0] * 12 + [1.0] * 4 + [1.0] * 30)
+    found = paired(a, b)
+    assert (found.won, found.lost) == (12, 4)
+    share, n = found.share_won, 16
+    z, p = stats.norm.ppf(0.975), 0.75
+    centre, half = (
+        (p + z**2 / (2 * n)) / (1 + z**2 / n),
+        z * np.sqrt(p * (1 - p) / n + (z / (2 * n)) ** 2) / (1 + z**2 / n),
+    )
+    assert (share.value, share.n) == (0.75, 16)
+    assert (share.low, share.high) == pytest.approx((centre - half, centre + half))
+    assert paired(a, a).share_won.n == 0 and np.isnan(paired(a, a).share_won.value)
+
+
+def test_thirds_added_in_another_order_are_no_difference():
+    a, b = pd.Series([0.1 + 0.2] * 30), pd.Series([0.3] * 30)
+    assert a[0] != b[0]
+    found = paired(a, b)
+    assert (found.won, found.lost, found.p, found.difference.value) == (0, 0, 1.0, 0.0)
+
+
+@pytest.mark.parametrize("wrong", [np.nan, np.inf])
+def test_a_comparison_of_values_that_are_no_numbers_is_refused(wrong):
+    a = pd.Series([1.0, wrong, 0.0])
+    for pair in ((a, a.fillna(0).clip(upper=1)), (a.fillna(0).clip(upper=1), a)):
+        with pytest.raises(ValueError, match="finite"):
+            paired(*pair)
+
+
+def test_a_fact_with_two_values_and_methods_without_a_common_fact_are_refused():
+    with pytest.raises(ValueError, match="'x' occurs twice"):
+        paired(pd.Series([1.0, 0.0], index=["x", "x"]), pd.Series([1.0], index=["x"]))
+    with pytest.raises(ValueError, match="no fact in common"):
+        paired(pd.Series([1.0], index=["x"]), pd.Series([1.0], index=["y"]))
+
+
+# --- Holm -------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("given", "adjusted"),
+    [
+        ([0.01, 0.04, 0.03, 0.005], [0.03, 0.06, 0.06, 0.02]),  # ·3, ·1 → at least 0.06, ·2, ·4
+        ([0.02, 0.03], [0.04, 0.04]),  # 0.03 · 1 is less than the one before it
+        ([0.2], [0.2]),
+        ([0.5, 0.6, 0.9], [1.0, 1.0, 1.0]),
+        ([0.01, 0.01, 0.01], [0.03, 0.03, 0.03]),
+        ([1.0, 0.001], [1.0, 0.002]),
+    ],
+)
+def test_holm_gives_the_numbers_worked_by_hand(given, adjusted):
+    assert holm(given) == pytest.approx(adjusted)
+
+
+@given(p=st.lists(st.floats(0, 1), min_size=1, max_size=30), order=st.randoms())
+def test_holm_is_monotone_between_the_raw_and_bonferronis_and_blind_to_order(p, order):
+    adjusted = holm(p)
+    assert (adjusted >= np.array(p)).all()
+    assert (adjusted <= np.minimum(1, len(p) * np.array(p)) + 1e-12).all()
+    assert (np.diff(adjusted[np.argsort(p, kind="stable")]) >= 0).all()
+    shuffled = list(range(len(p)))
+    order.shuffle(shuffled)
+    assert holm([p[i] for i in shuffled]) == pytest.approx(adjusted[shuffled])
+
+
+def test_holm_rejects_what_the_step_down_procedure_rejects():
+    rng = np.random.default_rng(0)
+    for _ in range(200):
+        p = rng.random(6) ** 4
+        rejected = set()
+        for k, i in enumerate(np.argsort(p)):  # literally: stop at the first one that is too large
+            if p[i] > 0.05 / (6 - k):
+                break
+            rejected.add(int(i))
+        assert rejected == set(np.flatnonzero(holm(p) <= 0.05).tolist())
+
+
+@pytest.mark.parametrize("wrong", [[], [0.1, np.nan], [-0.1], [1.1]])
+def test_holm_refuses_what_is_no_probability(wrong):
+    with pytest.raises(ValueError, match="p-values between 0 and 1"):
+        holm(wrong)
+
+
+# --- tables of comparisons --------------------------------------------------------------------------------------------
+
+SHARES = {"memit": 0.3, "alphaedit": 0.8, "langedit": 0.8}
+
+
+def probes(shares=SHARES, metrics=("efficacy_tf", "generality_tf"), seeds=2, facts=60, data="atlas", **more):
+    """Rows of a study in which each method gets its share of facts right, other facts for every method and seed."""
+    rng = np.random.default_rng(11)
+    return pd.DataFrame(
+        dict(data=data, model="m", method=method, seed=seed, fact=f"f{fact}", lang="en", metric=metric, when="final",
+             value=float(right), **more)
+        for method, share in shares.items()
+        for metric in metrics
+        for seed in range(seeds)
+        for fact, right in enumerate(rng.permutation(facts) < share * facts)
+    )  # fmt: skip
+
+
+def test_a_table_of_comparisons_has_the_promised_columns_and_numbers():
+    rows = probes()
+    table = compare_methods(rows, "langedit")
+    assert list(table) == ["data", *COMPARISON]
+    assert len(table) == 4 and set(table["a"]) == {"langedit"} and set(table["b"]) == {"memit", "alphaedit"}
+    row = table[(table["b"] == "memit") & (table["metric"] == "efficacy_tf")].iloc[0]
+    values = rows[rows["metric"] == "efficacy_tf"].set_index(["method", "seed", "fact"])["value"]
+    d = values["langedit"] - values["memit"]
+    assert row["difference"] == pytest.approx(0.5) and row["low"] < 0.5 < row["high"]
+    assert (row["n_facts"], row["n_seeds"]) == (120, 2)
+    assert row["effect"] == pytest.approx(d.mean() / d.std())
+    assert (row["won"], row["lost"]) == ((d > 0).sum(), (d < 0).sum())
+    assert table["p_holm"].tolist() == pytest.approx(holm(table["p"]).tolist())
+    assert table.set_index(["metric", "b"])["verdict"].to_dict() == {
+        (metric, b): "better" if b == "memit" else "no difference shown"
+        for metric in ("efficacy_tf", "generality_tf")
+        for b in ("memit", "alphaedit")
+    }
+    assert set(compare_methods(rows, "memit")["verdict"]) == {"worse"}
+
+
+def test_probes_of_a_fact_are_averaged_before_they_are_compared():
+    rows = probes(seeds=1)
+    twice = pd.concat([rows.assign(value=rows["value"] * 0.5), rows.assign(value=rows["value"] * 1.5)])
+    pd.testing.assert_frame_equal(compare_methods(twice, "langedit"), compare_methods(rows, "langedit"))
+
+
+def test_the_order_of_rows_changes_nothing():
+    rows = probes()
+    rows = pd.concat([rows, rows.assign(value=rows["value"] / 3)])
+    keys = ["metric", "b"]
+    expected = compare_methods(rows, "langedit").sort_values(keys, ignore_index=True)
+    for seed in range(3):
+        shuffled = rows.sample(frac=1, random_state=seed)
+        pd.testing.assert_frame_equal(
+            compare_methods(shuffled, "langedit").sort_values(keys, ignore_index=True), expected
+        )
+        assert best_cells(shuffled) == best_cells(rows)
+
+
+def test_a_verdict_follows_the_corrected_p_value_and_the_family_decides_how_strict_it_is():
+    d = np.r_[np.ones(15), -np.ones(4), np.zeros(41)]  # p near 0.01
+    base = pd.DataFrame(dict(fact=range(60), lang="en", when="final", data="d"))
+    noise = [base.assign(method=m, metric=f"x{i}", value=0.5) for m in "ab" for i in range(9)]
+    signal = [base.assign(method="a", metric="s", value=d), base.assign(method="b", metric="s", value=0.0)]
+    alone = compare_methods(pd.concat(signal), "a").iloc[0]
+    assert alone["verdict"] == "better" and 0.005 < alone["p"] < 0.05
+    among = compare_methods(pd.concat([*signal, *noise]), "a").set_index("metric").loc["s"]
+    assert among["low"] > 0 and among["p_holm"] > 0.05 and among["verdict"] == "no difference shown"
+    by_metric = compare_methods(pd.concat([*signal, *noise]), "a", family=["metric"]).set_index("metric").loc["s"]
+    assert by_metric["verdict"] == "better" and by_metric["p_holm"] == by_metric["p"]
+
+
+def test_a_large_family_can_still_find_a_difference_that_is_there():
+    base = pd.DataFrame(dict(fact=range(40), lang="en", when="final", data="d"))
+    rows = [
+        base.assign(method=m, metric=f"x{i}", value=1.0 if (m, i) == ("a", 0) else 0.0)
+        for m in "ab"
+        for i in range(300)
+    ]
+    found = compare_methods(pd.concat(rows), "a").set_index("metric")
+    assert found.loc["x0", "verdict"] == "better"
+    assert set(found["verdict"]) == {"better", "no difference shown"} and (found["verdict"] == "better").sum() == 1
+
+
+def test_less_drift_is_better():
+    rows = probes({"memit": 0.9, "langedit": 0.1}, metrics=("drift_kl",))
+    (row,) = compare_methods(rows, "langedit").to_dict("records")
+    assert row["difference"] < 0 and row["verdict"] == "better" and row["won"] > row["lost"]
+    assert best_cells(rows) == {("m", "atlas", "langedit", "final", "drift_kl")}
+
+
+def test_languages_can_be_compared_one_by_one():
+    rows = pd.concat([probes(), probes({"memit": 0.8, "langedit": 0.3}).assign(lang="zh")])
+    table = compare_methods(rows, "langedit", by=["data", "lang"])
+    verdicts = table[table["b"] == "memit"].groupby("lang")["verdict"].unique().map(list).to_dict()
+    assert verdicts == {"en": ["better"], "zh": ["worse"]}
+
+
+def test_what_cannot_be_compared_is_refused():
+    rows = probes()
+    for wrong, said in [
+        (rows.drop(columns="fact"), r"lack the columns \['fact'\]"),
+        (rows.iloc[:0], "no rows"),
+        (rows.assign(value=np.where(rows.index == 3, np.nan, rows["value"])), "NaN or infinity"),
+        (rows.assign(value=np.where(rows.index == 3, np.inf, rows["value"])), "NaN or infinity"),
+        (rows.assign(fact=rows["fact"].where(rows.index != 3)), "NaN or infinity"),
+        (rows.assign(fact=rows["method"] + rows["fact"]), "no fact in common"),
+    ]:
+        with pytest.raises(ValueError, match=said):
+            compare_methods(wrong, "langedit")
+        with pytest.raises(ValueError, match=said):
+            best_cells(wrong)
+    with pytest.raises(ValueError, match="'rome' has no rows for atlas efficacy_tf final, only memit, alphaedit"):
+        compare_methods(rows, "rome")
+
+
+def test_bold_are_the_best_and_those_not_shown_to_differ_from_it():
+    cells = best_cells(probes(), by=["data"])
+    assert cells == {
+        ("atlas", method, "final", metric)
+        for method in ("alphaedit", "langedit")
+        for metric in ("efficacy_tf", "generality_tf")
+    }
+
+
+def test_bold_is_corrected_within_a_metric_and_not_beyond():
+    d = np.r_[np.ones(14), -np.ones(4), np.zeros(42)]
+    base = pd.DataFrame(dict(fact=range(60), lang="en", when="final", model="m", data="d", metric="s"))
+    two = pd.concat([base.assign(method="a", value=d), base.assign(method="b", value=0.0)])
+    assert {m for _, _, m, *_ in best_cells(two)} == {"a"}
+    many = [base.assign(method=f"c{i}", value=-1.0) for i in range(6)]  # six comparisons more, all of them clear
+    assert {m for _, _, m, *_ in best_cells(pd.concat([two, *many]))} == {"a"}
+    close = [base.assign(method=f"c{i}", value=0.0) for i in range(6)]
+    assert {m for _, _, m, *_ in best_cells(pd.concat([two, *close]))} == {"a", "b", *(f"c{i}" for i in range(6))}
+    other = pd.concat([two, *[x.assign(metric=f"x{i}") for i in range(20) for x in (two,)]])
+    assert {m for _, _, m, _, metric in best_cells(other) if metric == "s"} == {"a"}
+
+
+def test_one_method_alone_is_the_best():
+    assert best_cells(probes({"memit": 0.3}, metrics=("efficacy_tf",))) == {
+        ("m", "atlas", "memit", "final", "efficacy_tf")
+    }

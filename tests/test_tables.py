@@ -5,7 +5,7 @@ import math
 import pandas as pd
 import pytest
 
-from langedit_core.tables import format_ci, headline, html_table, latex_table, markdown_table, save_table
+from langedit_core.tables import Bold, format_ci, headline, html_table, latex_table, markdown_table, save_table
 
 
 @pytest.fixture
@@ -121,3 +121,60 @@ def test_headline_has_a_row_per_method_and_moment_and_a_column_per_metric():
 def test_headline_names_the_missing_columns():
     with pytest.raises(ValueError, match=r"lacks the columns \['low', 'high'\]"):
         headline(tidy().drop(columns=["low", "high"]))
+
+
+def test_bold_cells_are_marked_in_every_format_and_escaped_as_before():
+    frame = pd.DataFrame({"a": [Bold("x & <b>_1_ | {2}**"), "x & <b>_1_ | {2}**"], "n": [1, 2]}, dtype=object)
+    plain = pd.DataFrame({"a": [str(v) for v in frame["a"]], "n": [1, 2]}, dtype=object)
+    for render, begin, end in [
+        (markdown_table, "**", "**"), (latex_table, r"\textbf{", "}"), (html_table, "<strong>", "</strong>")
+    ]:  # fmt: skip
+        bold, bare = render(frame), render(plain)
+        escaped = {markdown_table: r"x &amp; &lt;b&gt;\_1\_ \| {2}\*\*", latex_table: r"x \& <b>\_1\_ | \{2\}**"}.get(
+            render, "x &amp; &lt;b&gt;_1_ | {2}**"
+        )
+        assert bare.count(escaped) == 2
+        assert bold == bare.replace(escaped, begin + escaped + end, 1)  # the first of the two, and nothing else
+
+
+def test_csv_holds_the_text_of_a_bold_cell_alone(tmp_path):
+    saved = save_table(pd.DataFrame({"a": [Bold("x"), "y"]}, dtype=object), tmp_path, "main")
+    assert saved.csv.read_text() == "a\nx\ny\n"
+    assert "<strong>x</strong>" in saved._repr_html_() and "**x**" in repr(saved)
+    assert r"\textbf{x}" in saved.csv.with_suffix(".tex").read_text()
+
+
+def test_an_empty_bold_cell_is_no_rule_of_asterisks():
+    assert "*" not in markdown_table(pd.DataFrame({"a": [Bold(" ")]}, dtype=object))
+
+
+MAIN = [
+    ("memit", "efficacy", "final", "all", 0.25, 60, 0.2, 0.3),
+    ("langedit", "efficacy", "final", "all", 0.5, 60, 0.4, 0.6),
+    ("langedit", "portability", "final", "en", 1.0, 10, 0.9, 1.0),
+]
+
+
+def test_headline_marks_the_given_cells_and_only_those():
+    bold = {("m", "d", "langedit", "final", "efficacy"), ("m", "d", "langedit", "final", "portability")}
+    marked, plain = headline(tidy(*MAIN), bold=bold), headline(tidy(*MAIN))
+    assert marked.to_numpy().tolist() == plain.to_numpy().tolist()
+    found = markdown_table(marked).splitlines()
+    assert found[2] == r"| m | d | memit | final | 0.25 \[0.20, 0.30\] | n/a |"
+    assert found[3] == r"| m | d | langedit | final | **0.50 \[0.40, 0.60\]** | **1.00** |"
+    assert html_table(marked).count("<strong>") == 2 and latex_table(marked).count(r"\textbf{") == 2
+    assert markdown_table(headline(tidy(*MAIN), bold=set())) == markdown_table(plain)
+
+
+@pytest.mark.parametrize(
+    "cell",
+    [
+        ("m", "d", "rome", "final", "efficacy"),
+        ("m", "d", "memit", "final", "locality"),
+        ("m", "d", "memit", "final", "portability"),
+        ("memit", "final", "efficacy"),
+    ],
+)
+def test_a_bold_cell_that_is_not_in_the_table_is_refused(cell):
+    with pytest.raises(ValueError, match="which the table lacks"):
+        headline(tidy(*MAIN), bold={cell})
