@@ -139,7 +139,8 @@ def features_of(metric: str, rows: pd.DataFrame) -> Float[np.ndarray, "n k"]:
 
 def corpus_value(metric: str, rows: pd.DataFrame) -> float:
     """The metric over all records of `rows`; see `features_of` for its arguments and errors."""
-    return float(ADDITIVE[metric].value(features_of(metric, rows).sum(0)))
+    features = features_of(metric, rows)
+    return float(ADDITIVE[metric].value(features.sum(0, keepdims=True))[0])
 
 
 def draws(metric: str, rows: pd.DataFrame, seed: int = 0, name: str = "") -> Float[np.ndarray, " resamples"]:
