@@ -238,9 +238,9 @@ def pick_shots(data: TaskData, shots: int) -> list[Example]:
 
 
 def cut_start(tokenizer, text: str, budget: int) -> str:
-    """The first `budget` tokens of a text."""
+    """The first `budget` tokens of a text, less the word that would be cut in two."""
     spans = _token_spans(tokenizer, text)
-    return text if len(spans) <= budget else text[: spans[budget - 1][1]]
+    return text if len(spans) <= budget else text[: _word_end(text, spans[budget - 1][1], 1)]
 
 
 def cut_around(tokenizer, text: str, answer: str, budget: int) -> str:
@@ -253,8 +253,21 @@ def cut_around(tokenizer, text: str, answer: str, budget: int) -> str:
     spare = max(0, budget - len(inside))
     first = max(0, min(inside[0] - spare // 2, len(spans) - budget))
     last = min(len(spans), max(first + budget, inside[-1] + 1))
-    kept = text[spans[first][0] : spans[last - 1][1]].strip()
+    begin, end = spans[first][0], spans[last - 1][1]
+    begin = len(text) - _word_end(text[::-1], len(text) - begin, len(text) - start)
+    kept = text[begin : _word_end(text, end, stop)].strip()
     return ("… " if first else "") + kept + (" …" if last < len(spans) else "")
+
+
+LONGEST_WORD = 30  # characters; a space farther off than this does not end the word that is cut
+
+
+def _word_end(text: str, end: int, least: int) -> int:
+    """`end`, or where the word before ends if `end` stands inside one; never below `least`."""
+    if end >= len(text) or text[end].isspace() or text[end - 1].isspace():
+        return end
+    space = text.rfind(" ", max(least, end - LONGEST_WORD), end)
+    return end if space < 0 else space
 
 
 def _token_spans(tokenizer, text: str) -> list[tuple[int, int]]:
