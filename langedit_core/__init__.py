@@ -17,11 +17,14 @@ from langedit_core.solve import solve_update
 from langedit_core.study import Cell, load_data, run_cells
 from langedit_core.tokens import SubjectMerged
 from langedit_core.values import ValueSettings, optimise_values
+from langedit_core.xtreme import XTREME_METRICS, XtremeReport, load_task
+from langedit_core.xtreme import evaluate as evaluate_xtreme
 
 __all__ = [
-    "ARCHITECTURES", "METHODS", "METRICS", "BatchReport", "Cell", "Contexts", "Drift", "EditSettings", "EditableModel",
-    "Editor", "Fact", "FactSet", "KeyCovariance", "NullSpace", "Probe", "RefusedInput", "SubjectMerged", "Threshold",
-    "Update", "ValueSettings", "ask", "cached_covariance", "collect_covariance", "exact_null_space", "inspect",
-    "load_data", "load_model", "optimise_values", "prepare_editor", "questions", "run_cells", "sample_contexts",
+    "ARCHITECTURES", "METHODS", "METRICS", "XTREME_METRICS", "BatchReport", "Cell", "Contexts", "Drift",
+    "EditSettings", "EditableModel", "Editor", "Fact", "FactSet", "KeyCovariance", "NullSpace", "Probe",
+    "RefusedInput", "SubjectMerged", "Threshold", "Update", "ValueSettings", "XtremeReport", "ask",
+    "cached_covariance", "collect_covariance", "evaluate_xtreme", "exact_null_space", "inspect", "load_data",
+    "load_model", "load_task", "optimise_values", "prepare_editor", "questions", "run_cells", "sample_contexts",
     "score_probes", "settings_for", "solve_update",
 ]  # fmt: skip

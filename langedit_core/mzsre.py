@@ -5,20 +5,18 @@ A question is usable when its subject can be cut out: prompt = src with the subj
 
 from __future__ import annotations
 
-import json
-import os
 import re
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
 from difflib import SequenceMatcher
 from pathlib import Path
 
+from langedit_core.datafiles import data_folder, json_lines, parse_json
 from langedit_core.errors import RefusedInput, unknown
 from langedit_core.languages import CORE, LANGUAGES, language
 from langedit_core.records import Fact, FactSet, Probe, printable, split_of
 
 ALIGNMENTS = ("exact", "fuzzy")
-LONGEST_LINE = 1_000_000  # bytes; a longer line is no record of this data set
 LONGEST_FILE = 256_000_000  # bytes of the array layout, which has to be read at once
 SIMILAR = 0.75  # lowest difflib ratio of subject and span that fuzzy alignment takes
 UNSPACED = ("zh", "th")  # compared by characters, for want of spaces between words
@@ -30,11 +28,9 @@ def default_path() -> Path:
     Raises:
         FileNotFoundError: If there is none; says what to put where.
     """
-    folder = os.environ.get("LANGEDIT_DATA")
-    root = Path(__file__).resolve().parent.parent
-    path = (Path(folder) if folder else root.parent / "shared" / "data") / "mzsre.jsonl"
+    folder, expected = data_folder()
+    path = folder / "mzsre.jsonl"
     if not path.is_file():
-        expected = "$LANGEDIT_DATA" if folder else "../shared/data"
         raise FileNotFoundError(
             f"no {path.name} in {expected}; put it there, set LANGEDIT_DATA to its folder, or pass path=. "
             'One JSON object per line: {"id": 0, "en": {"subject": ..., "src": ..., "rephrase": ..., '
@@ -63,32 +59,20 @@ def _records(path: Path) -> Iterator[tuple[str, dict]]:
         seen.add(str(id_))
         return str(id_), record
 
-    def parse(where: str, data: bytes) -> object:
-        try:
-            return json.loads(data.decode("utf-8-sig"))
-        except UnicodeDecodeError as error:
-            raise RefusedInput(f"{where}: not UTF-8 (byte {error.start}); convert the file") from error
-        except (ValueError, RecursionError) as error:
-            raise RefusedInput(f"{where}: not JSON ({error})") from error
-
     with path.open("rb") as file:
         head = file.read(4096).removeprefix(b"\xef\xbb\xbf").lstrip()
-        file.seek(0)
         if head.startswith(b"["):
+            file.seek(0)
             data = file.read(LONGEST_FILE + 1)
             if len(data) > LONGEST_FILE:
                 raise RefusedInput(f"{path.name}: more than {LONGEST_FILE:,} bytes; split the array or use JSON lines")
-            for index, record in enumerate(parse(path.name, data)):
+            for index, record in enumerate(parse_json(path.name, data)):
                 yield checked(f"{path.name}, entry {index}", index, record)
             return
-        position = 0
-        for number, line in enumerate(iter(lambda: file.readline(LONGEST_LINE + 1), b""), start=1):
-            where = f"{path.name}, line {number}"
-            if len(line) > LONGEST_LINE:
-                raise RefusedInput(f"{where}: longer than {LONGEST_LINE:,} bytes, which no record is")
-            if line.strip():
-                yield checked(where, position, parse(where, line))
-                position += 1
+    for position, (where, record) in enumerate(json_lines(path)):
+        if isinstance(record, RefusedInput):
+            raise record
+        yield checked(where, position, record)
 
 
 def _cut(question: str, span: tuple[int, int]) -> str:

@@ -23,9 +23,9 @@ LONGEST = 2_000  # characters; longer texts are pasted documents, not questions
 _UNPRINTABLE = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
 
 
-def printable(text: str) -> bool:
+def printable(text: str, longest: int = LONGEST) -> bool:
     """Whether a text is free of control characters and no longer than a record may be."""
-    return len(text) <= LONGEST and not _UNPRINTABLE.search(text)
+    return len(text) <= longest and not _UNPRINTABLE.search(text)
 
 
 def digest(*parts: str) -> str:

@@ -1,0 +1,245 @@
+"""Multilingual generalisation on XTREME: what an edited model still knows about language, beside its facts.
+
+`evaluate(model)` → rows per record, F1 per task and language with intervals over records, seconds, and what is n/a;
+xtreme_f1 = mean over tasks of F1, over those tasks only that a language has.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property, partial
+
+import numpy as np
+import pandas as pd
+from pydantic import BaseModel, ConfigDict, Field
+
+from langedit_core.errors import unknown
+from langedit_core.languages import CORE
+from langedit_core.models import EditableModel
+from langedit_core.shared_prefix import CELLS, generate, score_options
+from langedit_core.stats import RESAMPLES, Estimate
+from langedit_core.tokens import continuation, encode
+from langedit_core.xtreme_answers import mlqa_measures, wikiann_measures
+from langedit_core.xtreme_data import SOURCES, TASKS, Example, NotAvailable, TaskData, load_task
+from langedit_core.xtreme_metrics import TASK_METRICS, XTREME_METRICS, corpus_value, draws, estimate
+from langedit_core.xtreme_prompts import SHOTS, WORDINGS, PromptSettings, build_prompts
+
+__all__ = ["TASKS", "XTREME_METRICS", "XtremeReport", "XtremeSettings", "evaluate", "load_task"]
+
+ALL = "all"
+
+
+class XtremeSettings(BaseModel):
+    """How long prompts and answers are, and what a batch may hold."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    prompts: PromptSettings = PromptSettings()
+    answer_tokens: dict[str, int] = Field({"mlqa": 32, "wikiann": 48}, description="free answers are cut there")
+    cells: int = Field(CELLS, ge=1, description="rows times columns of attention keys per batch")
+    source: str = Field("auto", pattern=f"^({'|'.join(SOURCES)})$", description="see load_task")
+
+
+@dataclass(kw_only=True)
+class XtremeReport:
+    """Results of `evaluate`.
+
+    Attributes:
+        tasks, langs: What was asked for.
+        rows: One row per record and measure: task, lang, record, metric, value. Metrics that are no mean over records
+            are made of several measures; `corpus_value` and `bootstrap` of `xtreme_metrics` compute them.
+        answers: One row per record: task, lang, record, true, said.
+        sets: One row per task and language: records, shots, seconds, dropped (lines of the file left out), cut and lost
+            (MLQA contexts shortened, and those that lost the answer), unfinished (answers that met the token limit).
+        missing: (task, lang) -> why there is no number.
+        dropped: (task, lang) -> one sentence per line left out.
+    """
+
+    tasks: tuple[str, ...]
+    langs: tuple[str, ...]
+    rows: pd.DataFrame
+    answers: pd.DataFrame
+    sets: pd.DataFrame
+    missing: dict[tuple[str, str], str] = field(default_factory=dict)
+    dropped: dict[tuple[str, str], tuple[str, ...]] = field(default_factory=dict)
+
+    @cached_property
+    def parts(self) -> dict[str, tuple[str, ...]]:
+        """Tasks that stand behind the mean of each language."""
+        return {lang: tuple(task for task in self.tasks if (task, lang) not in self.missing) for lang in self.langs}
+
+    @cached_property
+    def summary(self) -> pd.DataFrame:
+        """task, lang, metric, value, n, low, high; what is n/a has value NaN and n = 0.
+
+        Language "all" is the mean over the languages that have the task, each weighing the same; task "xtreme" the mean
+        over tasks, there only if all four were asked for. Records are resampled per task and language.
+        """
+        table: list[dict] = []
+        values: dict[tuple[str, str, str], tuple[Estimate, np.ndarray]] = {}
+
+        def add(task: str, lang: str, metric: str, parts: list[tuple[Estimate, np.ndarray]]) -> None:
+            if not parts:
+                nothing = Estimate(float("nan"), 0, float("nan"), float("nan"))
+                values[task, lang, metric] = nothing, np.full(RESAMPLES, np.nan)
+            else:
+                drawn = np.mean([each for _, each in parts], axis=0)
+                value = float(np.mean([found.value for found, _ in parts]))
+                values[task, lang, metric] = estimate(value, sum(found.n for found, _ in parts), drawn), drawn
+            table.append(dict(task=task, lang=lang, metric=metric) | values[task, lang, metric][0]._asdict())
+
+        def there(task: str, langs: Sequence[str], metric: str) -> list[tuple[Estimate, np.ndarray]]:
+            return [values[task, lang, metric] for lang in langs if values[task, lang, metric][0].n]
+
+        of_set = {key: group for key, group in self.rows.groupby(["task", "lang"], sort=False)}
+        for task in self.tasks:
+            for metric in self.metrics_of(task):
+                for lang in self.langs:
+                    found = []
+                    if (task, lang) in of_set:
+                        rows = of_set[task, lang]
+                        drawn = draws(metric, rows, name=f"{task}/{lang}")
+                        value = Estimate(corpus_value(metric, rows), rows["record"].nunique(), np.nan, np.nan)
+                        found = [(value, drawn)]
+                    add(task, lang, metric, found)
+                add(task, ALL, metric, there(task, self.langs, metric))
+        if set(self.tasks) == set(TASKS):
+            main = {task: self.metrics_of(task)[0] for task in self.tasks}
+            for lang in (*self.langs, ALL):
+                add("xtreme", lang, "xtreme_f1", [x for task in main for x in there(task, [lang], main[task])])
+        return pd.DataFrame(table)
+
+    def metrics_of(self, task: str) -> tuple[str, ...]:
+        """IDs of the task's metrics, its part of xtreme_f1 first."""
+        if task != "xnli":
+            return TASK_METRICS[task]
+        measured = set(self.rows.loc[self.rows["task"] == task, "metric"])
+        three = "xnli3_acc" in measured
+        return tuple(name for name in TASK_METRICS[task] if name.startswith("xnli3" if three else "xnli2"))
+
+    def table(self) -> pd.DataFrame:
+        """F1 per task and language as text, "n/a" where there is none, for people."""
+        shown = [*(self.metrics_of(task)[0] for task in self.tasks), "xtreme_f1"]
+        part = self.summary[self.summary["metric"].isin(shown)]
+        wide = part.pivot(index="metric", columns="lang", values="value")
+        wide = wide.reindex(index=[name for name in shown if name in wide.index], columns=[*self.langs, ALL])
+        return wide.map(lambda value: "n/a" if np.isnan(value) else f"{value:.3f}")
+
+    def __str__(self) -> str:
+        lines = [self.table().to_string()]
+        lines += [f"n/a: {task} in {lang}: {why}" for (task, lang), why in self.missing.items()]
+        for lang, parts in self.parts.items():
+            if len(parts) < len(self.tasks):
+                lines.append(f"mean of {lang} is over {', '.join(parts) or 'nothing'}")
+        lines += [f"left out: {why}" for sentences in self.dropped.values() for why in sentences]
+        return "\n".join(lines)
+
+
+def evaluate(
+    model: EditableModel,
+    tasks: Sequence[str] = TASKS,
+    langs: Sequence[str] = CORE,
+    limit: int | None = None,
+    shots: int | Mapping[str, int] | None = None,
+    settings: XtremeSettings | None = None,
+    progress: Callable[[str, str, int, int], None] | None = None,
+) -> XtremeReport:
+    """Ask the model as it is now.
+
+    Args:
+        model: Any editable model.
+        tasks: Among xnli, pawsx, mlqa, wikiann.
+        langs: Among the six core languages.
+        limit: Records per task and language, the first ones; None takes all.
+        shots: Solved examples per prompt, one number or one per task; `SHOTS` otherwise.
+        settings: Lengths and batch size.
+        progress: Called with task, language, records done and records in all.
+
+    Raises:
+        ValueError: Unknown task or language; more shots than the pool has; the sets of XNLI differ in their classes.
+        FileNotFoundError: None of the tasks has data in any of the languages; says what to put where.
+        RefusedInput: A prompt is too long for the model.
+    """
+    tasks, langs = tuple(dict.fromkeys(tasks)), tuple(dict.fromkeys(langs))
+    for task in tasks:
+        if task not in TASKS:
+            raise unknown("XTREME task", task, TASKS)
+    for lang in langs:
+        if lang not in WORDINGS:
+            raise unknown("language of XTREME prompts", lang, WORDINGS)
+    settings = settings or XtremeSettings()
+    per_task = SHOTS | (dict.fromkeys(tasks, shots) if isinstance(shots, int) else dict(shots or {}))
+    for task in per_task:
+        if task not in TASKS:
+            raise unknown("XTREME task", task, TASKS)
+
+    data: dict[tuple[str, str], TaskData] = {}
+    missing: dict[tuple[str, str], NotAvailable] = {}
+    for task in tasks:
+        for lang in langs:
+            try:
+                data[task, lang] = load_task(task, lang, limit, source=settings.source)
+            except NotAvailable as error:
+                missing[task, lang] = error
+    if not data:
+        raise next(iter(missing.values()), ValueError("no task or no language was asked for"))
+    if len({found.classes for (task, _), found in data.items() if task == "xnli"}) > 1:
+        raise ValueError("XNLI has two classes in some of these languages and three in others; evaluate them apart")
+
+    rows: list[dict] = []
+    answers: list[dict] = []
+    sets: list[dict] = []
+    for (task, lang), found in data.items():
+        started = time.perf_counter()
+        tell = None if progress is None else partial(progress, task, lang)
+        counts, replies = _ask(model, found, per_task[task], settings, tell)
+        for record, (said, measures) in zip(found.records, replies, strict=True):
+            key = dict(task=task, lang=lang, record=record.id)
+            rows += [key | dict(metric=metric, value=value) for metric, value in measures.items()]
+            answers.append(key | dict(true=" | ".join(record.answers), said=said))
+        seconds = time.perf_counter() - started
+        told = dict(task=task, lang=lang, records=len(found.records), shots=per_task[task], seconds=seconds)
+        sets.append(told | dict(dropped=len(found.dropped)) | counts)
+    return XtremeReport(
+        tasks=tasks, langs=langs, rows=pd.DataFrame(rows), answers=pd.DataFrame(answers), sets=pd.DataFrame(sets),
+        missing={key: error.reason for key, error in missing.items()},
+        dropped={key: found.dropped for key, found in data.items() if found.dropped},
+    )  # fmt: skip
+
+
+def _ask(
+    model: EditableModel, data: TaskData, shots: int, settings: XtremeSettings, tell: Callable[[int, int], None] | None
+) -> tuple[dict[str, int], list[tuple[str, dict[str, float]]]]:
+    """Counts for the table of sets; and for each record what the model says and the measures of that."""
+    total = len(data.records)
+    progress = None if tell is None else lambda done: tell(done, total)
+    prompts = build_prompts(model.tokenizer, data, shots, settings.prompts)
+    ids = [encode(model.tokenizer, text) for text in prompts.texts]
+    counts = dict(cut=prompts.cut, lost=prompts.lost, unfinished=0)
+    if prompts.options:
+        options = [[continuation(model.tokenizer, text, word) for word in prompts.options] for text in prompts.texts]
+        scores = score_options(model, ids, options, cells=settings.cells, progress=progress)
+        name = f"xnli{len(data.classes)}" if data.task == "xnli" else data.task
+        replies = []
+        for record, score in zip(data.records, scores, strict=True):
+            gold, predicted = data.classes.index(record.answers[0]), int(np.argmax(score))
+            numbers = {"gold": gold, "predicted": predicted, "acc": gold == predicted}
+            measures = {f"{name}_{measure}": float(value) for measure, value in numbers.items()}
+            replies.append((data.classes[predicted], measures))
+        return counts, replies
+    said = generate(
+        model, ids, stop=prompts.stop, tokens=settings.answer_tokens[data.task], cells=settings.cells,
+        progress=progress,
+    )  # fmt: skip
+    counts["unfinished"] = sum(not ended for _, ended in said)
+    return counts, [
+        (text.strip(), _measures(data, record, text)) for record, (text, _) in zip(data.records, said, strict=True)
+    ]
+
+
+def _measures(data: TaskData, record: Example, said: str) -> dict[str, float]:
+    if data.task == "mlqa":
+        return mlqa_measures(said, record.answers, data.lang)
+    return wikiann_measures(said, record.answers[0], record.texts[0], data.lang)

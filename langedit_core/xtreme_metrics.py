@@ -1,0 +1,166 @@
+"""From rows to numbers for the XTREME tasks; an ID tells the standard definition of a metric from the released one.
+
+Measures are additive: a metric is value(Σ_records features), F1 = 2·correct / (predicted + gold), so one function
+serves the whole set, any bootstrap resample of it, and a mean (features (x, 1), value Σx / Σ1) alike.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+from jaxtyping import Float, Int
+
+from langedit_core.errors import unknown
+from langedit_core.stats import LEVEL, RESAMPLES, Estimate
+
+XTREME_METRICS: dict[str, str] = {
+    "xnli2_acc": "XNLI as entailment or not: share of records whose true class has the likelier word",
+    "xnli2_f1": "XNLI as entailment or not: F1 of each class, mean over the classes that occur (macro)",
+    "xnli3_acc": "XNLI with three classes: share of records whose true class has the likeliest word",
+    "xnli3_f1": "XNLI with three classes: F1 of each class, mean over the classes that occur (macro)",
+    "pawsx_acc": "PAWS-X: share of records whose true class has the likelier word",
+    "pawsx_f1": "PAWS-X: F1 of each class, mean over the classes that occur (macro)",
+    "pawsx_f1_positive": "PAWS-X: F1 of the class paraphrase alone; always saying yes gives 0.67 on balanced records",
+    "mlqa_f1": "MLQA, greedy answer: bag-of-words F1 after the official multilingual normalisation (articles of the "
+    "language and Unicode punctuation removed, Chinese cut into characters); fr and nl have no official articles, "
+    "those of ARTICLES are used",
+    "mlqa_em": "MLQA, greedy answer: equal to a true answer after the same normalisation",
+    "mlqa_f1_released": "MLQA, greedy answer: F1 with the released normaliser, which deletes letters outside a to z "
+    "and English articles in every language; 0 throughout in Chinese",
+    "wikiann_f1": "WikiANN, greedy list of names: entity F1, type and both boundaries right (nervaluate, strict); a "
+    "name that the sentence does not hold counts as a wrong prediction, identical repeats count once",
+    "wikiann_f1_released": "WikiANN, greedy list of names: micro-F1 over token tags with O among the classes, which "
+    "is the share of tokens tagged right; tagging nothing scores high",
+    "xtreme_f1": "mean of the tasks' F1 (xnli2_f1 or xnli3_f1, pawsx_f1, mlqa_f1, wikiann_f1) over the tasks a "
+    "language has; over all languages: mean over tasks of each task's mean over its languages",
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Additive:
+    """A metric as a function of sums over records.
+
+    Attributes:
+        measures: Row metrics it is made of.
+        features: (n, measures) -> (n, k), what is summed.
+        value: (..., k) -> (...).
+    """
+
+    measures: tuple[str, ...]
+    features: Callable[[np.ndarray], np.ndarray]
+    value: Callable[[np.ndarray], np.ndarray]
+
+
+def _ratio(up: np.ndarray, down: np.ndarray, empty: float) -> np.ndarray:
+    return np.where(down > 0, up / np.where(down > 0, down, 1), empty)
+
+
+def _class_f1(confusion: np.ndarray) -> np.ndarray:
+    """F1 per class of (..., gold, predicted) counts; NaN for a class that occurs on neither side."""
+    right = np.diagonal(confusion, axis1=-2, axis2=-1)
+    return _ratio(2 * right, confusion.sum(-1) + confusion.sum(-2), np.nan)
+
+
+def _confusion(task: str, classes: int, value: Callable[[np.ndarray], np.ndarray]) -> Additive:
+    def features(table: np.ndarray) -> np.ndarray:
+        cell = table[:, 0].astype(int) * classes + table[:, 1].astype(int)
+        return np.eye(classes**2)[cell]
+
+    return Additive(
+        measures=(f"{task}_gold", f"{task}_predicted"),
+        features=features,
+        value=lambda sums: value(_class_f1(sums.reshape(*sums.shape[:-1], classes, classes))),
+    )
+
+
+def _mean(metric: str) -> Additive:
+    return Additive(
+        measures=(metric,),
+        features=lambda table: np.column_stack([table[:, 0], np.ones(len(table))]),
+        value=lambda sums: sums[..., 0] / sums[..., 1],
+    )
+
+
+def _macro(f1: np.ndarray) -> np.ndarray:
+    return np.nanmean(f1, axis=-1)
+
+
+ADDITIVE: dict[str, Additive] = {
+    **{name: _mean(name) for name in ("xnli2_acc", "xnli3_acc", "pawsx_acc", "mlqa_f1", "mlqa_em", "mlqa_f1_released")},
+    "xnli2_f1": _confusion("xnli2", 2, _macro),
+    "xnli3_f1": _confusion("xnli3", 3, _macro),
+    "pawsx_f1": _confusion("pawsx", 2, _macro),
+    "pawsx_f1_positive": _confusion("pawsx", 2, lambda f1: np.nan_to_num(f1[..., 0])),
+    "wikiann_f1": Additive(
+        measures=("wikiann_correct", "wikiann_predicted", "wikiann_gold"),
+        features=lambda table: table,
+        value=lambda sums: _ratio(2 * sums[..., 0], sums[..., 1] + sums[..., 2], 0.0),
+    ),
+    "wikiann_f1_released": Additive(
+        measures=("wikiann_tokens_right", "wikiann_tokens"),
+        features=lambda table: table,
+        value=lambda sums: _ratio(sums[..., 0], sums[..., 1], 0.0),
+    ),
+}
+TASK_METRICS: dict[str, tuple[str, ...]] = {
+    "xnli": ("xnli2_f1", "xnli2_acc", "xnli3_f1", "xnli3_acc"),
+    "pawsx": ("pawsx_f1", "pawsx_f1_positive", "pawsx_acc"),
+    "mlqa": ("mlqa_f1", "mlqa_em", "mlqa_f1_released"),
+    "wikiann": ("wikiann_f1", "wikiann_f1_released"),
+}
+"""Metrics of each task, its part of `xtreme_f1` first; of the two numbers of XNLI classes the data has one."""
+
+
+def features_of(metric: str, rows: pd.DataFrame) -> Float[np.ndarray, "n k"]:
+    """What is summed over records to get `metric`, one line per record.
+
+    Args:
+        metric: A key of `ADDITIVE`.
+        rows: Rows `record, metric, value` of one task and language.
+
+    Raises:
+        ValueError: Unknown metric; or the rows are of several sets, or lack a measure.
+    """
+    if metric not in ADDITIVE:
+        raise unknown("XTREME metric", metric, ADDITIVE)
+    needed = ADDITIVE[metric].measures
+    table = rows[rows["metric"].isin(needed)]
+    if table.duplicated(["record", "metric"]).any():
+        raise ValueError(f"{metric}: a record occurs twice; give the rows of one task and language")
+    table = table.pivot(index="record", columns="metric", values="value").reindex(columns=list(needed))
+    if table.empty or table.isna().any(axis=None):
+        raise ValueError(f"{metric} needs {', '.join(needed)} of every record; the rows given lack some")
+    return ADDITIVE[metric].features(table.to_numpy(dtype=float))
+
+
+def corpus_value(metric: str, rows: pd.DataFrame) -> float:
+    """The metric over all records of `rows`; see `features_of` for its arguments and errors."""
+    features = features_of(metric, rows)
+    return float(ADDITIVE[metric].value(features.sum(0, keepdims=True))[0])
+
+
+def draws(metric: str, rows: pd.DataFrame, seed: int = 0, name: str = "") -> Float[np.ndarray, " resamples"]:
+    """The metric on bootstrap resamples of the records; sets of another `name` are resampled independently."""
+    features = features_of(metric, rows)
+    n = len(features)
+    entropy = int.from_bytes(hashlib.sha256(f"{seed}|{name}".encode()).digest()[:8])
+    counts: Int[np.ndarray, "resamples n"] = np.random.default_rng(entropy).multinomial(n, [1 / n] * n, RESAMPLES)
+    return ADDITIVE[metric].value(counts @ features)
+
+
+def estimate(value: float, n: int, drawn: Float[np.ndarray, " resamples"]) -> Estimate:
+    """A value over `n` records with the percentile interval of its draws; of one record there is no interval."""
+    if n < 2:
+        return Estimate(value, n, float("nan"), float("nan"))
+    low, high = np.quantile(drawn, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
+    return Estimate(value, n, float(low), float(high))
+
+
+def bootstrap(metric: str, rows: pd.DataFrame, seed: int = 0) -> Estimate:
+    """The metric with its interval over records; see `features_of` for its arguments and errors."""
+    drawn = draws(metric, rows, seed)
+    return estimate(corpus_value(metric, rows), rows["record"].nunique(), drawn)
