@@ -1,7 +1,7 @@
 """Which directions an update may use: an orthogonal projection P that removes what earlier keys occupy.
 
 P = UUᵀ with U the eigenvectors of C̄ below a threshold (AlphaEdit, arXiv 2410.02355; LangEdit, arXiv 2506.10800), or
-P ← P − QQᵀ with Q an orthonormal basis of P K_t (the incremental form, EvoEdit, arXiv 2510.13851): one thin QR.
+P ← P − QQᵀ with Q an orthonormal basis of P K_t (the incremental form, EvoEdit, arXiv 2510.13851): no decomposition of d x d.
 """
 
 from __future__ import annotations
@@ -100,7 +100,7 @@ class NullSpace:
         return self.project(keys).square().sum(0) / energy.clamp_min(torch.finfo(torch.float64).tiny)
 
     def without(self, keys: Float[Tensor, "d n"], tolerance: float = 1e-6) -> NullSpace:
-        """The part of this space orthogonal to `keys`: one thin QR, O(d · (q + n) · n).
+        """The part of this space orthogonal to `keys`, by a thin orthogonalisation, O(d · (q + n) · n).
 
         Args:
             keys: Directions to protect from now on.
@@ -108,14 +108,24 @@ class NullSpace:
         """
         keys = keys.to(torch.float64)
         scale = keys.norm(dim=0).amax() if keys.numel() else keys.new_zeros(())
-        left, singular, _ = torch.linalg.svd(self.project(keys), full_matrices=False)
-        left = left[:, singular > tolerance * scale]
+        left = _orthonormal(self.project(keys), tolerance * scale)
         if left.shape[1] == 0:
             return self
         # Twice is enough (Parlett): small singular values magnified what rounding left of the old basis.
-        left = torch.linalg.qr(self.project(left)).Q
+        left = _orthonormal(self.project(left), 0.5)
         old = self.removed if self.removed is not None else left[:, :0]
         return replace(self, removed=torch.cat([old.to(left), left], dim=1))
+
+
+def _orthonormal(columns: Float[Tensor, "d n"], smallest: Tensor | float) -> Float[Tensor, "d r"]:
+    """A basis of the directions in which `columns` have a singular value above `smallest`.
+
+    Through the n x n Gram matrix, many times as fast as a QR of tall columns. Squaring costs half the digits: enough
+    for a tolerance, and none of it where the columns are nearly orthonormal already.
+    """
+    energy, mix = torch.linalg.eigh(columns.T @ columns)
+    new = energy > smallest**2
+    return columns @ (mix[:, new] * energy[new].rsqrt())
 
 
 def exact_null_space(covariance: Float[Tensor, "d d"], threshold: Threshold) -> NullSpace:

@@ -179,7 +179,7 @@ def optimise_values(
     )
 
 
-_ENOUGH = {"cpu": 128}
+_ENOUGH = {"cpu": 256}
 """Columns that keep a device busy (8192 where not listed); a larger micro-batch gains nothing, its padding costs."""
 
 
@@ -201,50 +201,52 @@ def _alike(requests: Sequence[ValueRequest], enough: int | float) -> list[list[i
 
 
 class _Words:
-    """The words a softmax runs over at some positions; all others share one bucket, of the mass the clean model gives.
+    """The words a softmax runs over at some positions; all others share one bucket per position, of constant mass.
 
-    With `keep=None` it runs over the whole vocabulary and there is no bucket.
+    The bucket is blind to what happens to the words in it, so `renew` measures it again as a run goes on.
+    With `keep=None` the softmax runs over the whole vocabulary and there is no bucket.
     """
 
-    @torch.no_grad()
-    def __init__(
-        self, model: EditableModel, clean: Float[Tensor, "p d"], keep: int | None, always: Int[Tensor, " t"]
-    ) -> None:
-        self.model, self.clean, self.keep = model, clean, keep
+    def __init__(self, model: EditableModel, logits: Float[Tensor, "p v"], keep: int | None, always: Tensor) -> None:
+        self.model, self.keep = model, keep
         self.ids: Int[Tensor, " k"] | None = None
         self.head = model.head()
-        if keep is not None:
-            logits = self.head(clean)
-            self._choose(torch.cat([logits.topk(min(keep, logits.shape[-1])).indices.flatten(), always]), logits)
+        if keep is not None and keep < logits.shape[-1]:
+            self.ids = torch.unique(torch.cat([logits.topk(keep).indices.flatten(), always]))
+            self.head = model.head(self.ids)
+            self.bucket = _outside(logits, self.ids)
 
-    def _choose(self, ids: Int[Tensor, " k"], logits: Float[Tensor, "p v"]) -> None:
-        ids = torch.unique(ids)
-        if len(ids) == logits.shape[-1]:  # an empty bucket has mass 0, and 0 · log 0 is NaN
-            self.ids, self.head = None, self.model.head()
-            return
-        self.ids, self.head = ids, self.model.head(ids)
-        self.bucket = logits.index_fill(1, ids, -torch.inf).logsumexp(1, keepdim=True)
-
-    @torch.no_grad()
-    def admit(self, hidden: Float[Tensor, "q d"]) -> None:
-        """Take in what has become likely at `hidden`: a bucket of constant mass is blind to it."""
-        top = self.model.logits(hidden).topk(self.keep).indices.flatten()
-        self._choose(torch.cat([self.ids, top]), self.model.logits(self.clean))
+    def renew(self, at: Int[Tensor, " q"], logits: Float[Tensor, "q v"]) -> None:
+        """Positions `at` have these logits now: take in what has become likely, and measure the bucket again."""
+        top = logits.topk(self.keep).indices.flatten()
+        fresh = top[~torch.isin(top, self.ids)].unique()
+        if len(fresh) and len(self.ids) + len(fresh) < logits.shape[-1]:
+            # Elsewhere the new words stay in the bucket as well: a mass counted twice that is small there.
+            self.ids = torch.cat([self.ids, fresh]).sort().values
+            self.head = self.model.head(self.ids)
+        self.bucket[at] = _outside(logits, self.ids)
 
     def place(self, tokens: Int[Tensor, " q"]) -> Int[Tensor, " q"]:
         """Columns of `tokens` in the log probabilities."""
         return tokens if self.ids is None else torch.searchsorted(self.ids, tokens)
 
-    def log_probs(self, hidden: Float[Tensor, "q d"], at: Tensor, exact: bool = False) -> Float[Tensor, "q k"]:
-        """Log probabilities of the words (and of the bucket, last) at positions `at`; `exact`: of every word."""
-        if exact or self.ids is None:
-            return self.model.logits(hidden).log_softmax(1)
-        return torch.cat([self.head(hidden), self.bucket[at]], dim=1).log_softmax(1)
+    def log_probs(self, hidden: Float[Tensor, "q d"], at: Tensor) -> Float[Tensor, "q k"]:
+        """Log probabilities of the words at positions `at`; those of the bucket stand last."""
+        logits = self.head(hidden)
+        if self.ids is not None:
+            logits = torch.cat([logits, self.bucket[at]], dim=1)
+        return logits.log_softmax(1)
+
+
+def _outside(logits: Float[Tensor, "p v"], ids: Int[Tensor, " k"]) -> Float[Tensor, "p 1"]:
+    """log Σ exp of all logits not in `ids`."""
+    return logits.index_fill(1, ids, -torch.inf).logsumexp(1, keepdim=True)
 
 
 class _Likelihood:
     """−log p of the targets, with the head applied at their positions only."""
 
+    @torch.no_grad()
     def __init__(self, run: SuffixForward, requests: Sequence[ValueRequest], keep: int | None) -> None:
         places = []  # row, column, token, tokens of this target
         contexts = ((request, context) for request in requests for context in request.contexts)
@@ -253,46 +255,54 @@ class _Likelihood:
             places += [(row, first + j, token, len(request.target)) for j, token in enumerate(request.target)]
         self.row, self.column, self.token, length = torch.tensor(places, device=run.clean.device).T.contiguous()
         self.weight, self.rows = 1 / length, run.batch.rows
-        self.words = _Words(run.model, run.clean[self.row, self.column], keep, self.token)
+        logits = run.clean.new_zeros(0, 0) if keep is None else run.model.logits(run.clean[self.row, self.column])
+        self.words = _Words(run.model, logits, keep, self.token)
 
-    def _scored(self, hidden: Float[Tensor, "b c d"], rows: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Positions asked for, the row of the run batch each belongs to, and their hidden states."""
+    def scored(self, hidden: Float[Tensor, "b c d"], rows: Tensor) -> tuple[Tensor, Tensor, Float[Tensor, "q d"]]:
+        """The positions in `rows`, the row of the run batch each belongs to, and their hidden states."""
         where = torch.full((self.rows,), -1, device=rows.device)
         where[rows] = torch.arange(len(rows), device=rows.device)
         at = (where[self.row] >= 0).nonzero().squeeze(1)
         row = where[self.row[at]]
         return at, row, hidden[row, self.column[at]]
 
-    def __call__(self, hidden: Float[Tensor, "b c d"], rows: Tensor, exact: bool = False) -> Float[Tensor, " b"]:
+    def __call__(self, hidden: Float[Tensor, "b c d"], rows: Tensor) -> Float[Tensor, " b"]:
         """Mean −log p over the target's tokens, for each row of the batch that was run."""
-        at, row, scored = self._scored(hidden, rows)
-        token = self.token[at] if exact else self.words.place(self.token[at])
-        nll = -self.words.log_probs(scored, at, exact).gather(1, token[:, None]).squeeze(1) * self.weight[at]
-        return torch.zeros(len(rows), device=nll.device, dtype=nll.dtype).index_add(0, row, nll)
+        at, row, scored = self.scored(hidden, rows)
+        return self.mean(self.words.log_probs(scored, at), self.words.place(self.token[at]), at, row, len(rows))
 
-    def admit(self, hidden: Float[Tensor, "b c d"], rows: Tensor) -> None:
-        self.words.admit(self._scored(hidden, rows)[2])
+    def mean(self, log_probs: Tensor, column: Tensor, at: Tensor, row: Tensor, rows: int) -> Float[Tensor, " b"]:
+        nll = -log_probs.gather(1, column[:, None]).squeeze(1) * self.weight[at]
+        return torch.zeros(rows, device=nll.device, dtype=nll.dtype).index_add(0, row, nll)
 
 
 class _Drift:
     """KL(p_δ ‖ p₀) at the subject's last token of the KL prompt."""
 
+    @torch.no_grad()
     def __init__(
         self, model: EditableModel, requests: Sequence[ValueRequest], layer: int, site: str, keep: int | None
     ) -> None:
         rows = [Row(ids=r.kl.ids[: r.kl.lookup + 1], lookup=r.kl.lookup) for r in requests]
         self.run = SuffixForward(model, align(rows, model.pad_id, model.device), layer=layer, site=site)
         self.clean = self.run.clean[:, 0]
-        self.words = _Words(model, self.clean, keep, torch.zeros(0, dtype=torch.long, device=model.device))
+        logits = model.logits(self.clean)
+        self.words = _Words(model, logits, keep, torch.zeros(0, dtype=torch.long, device=model.device))
+        self.exact = logits.log_softmax(1)  # of the clean model over all words, n x vocabulary
 
     def hidden(self, deltas: dict[int, Float[Tensor, "b d"]], facts: Int[Tensor, " b"]) -> Float[Tensor, "b d"]:
         return self.run(deltas, facts)[:, 0]
 
-    def __call__(self, hidden: Float[Tensor, "b d"], facts: Int[Tensor, " b"], exact: bool = False) -> Tensor:
-        with torch.no_grad():
-            before = self.words.log_probs(self.clean[facts], facts, exact)
-        after = self.words.log_probs(hidden, facts, exact)
-        return (after.exp() * (after - before)).sum(1)
+    def __call__(self, hidden: Float[Tensor, "b d"], facts: Int[Tensor, " b"]) -> Float[Tensor, " b"]:
+        after, before = self.words.log_probs(hidden, facts), self.exact[facts]
+        if self.words.ids is not None:
+            before = torch.cat([before[:, self.words.ids], _outside(before, self.words.ids)], dim=1)
+        return divergence(after, before)
+
+
+def divergence(after: Float[Tensor, "b k"], before: Float[Tensor, "b k"]) -> Float[Tensor, " b"]:
+    """KL of two rows of log probabilities."""
+    return (after.exp() * (after - before)).sum(1)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -384,33 +394,36 @@ class _Batch:
 
     @torch.no_grad()
     def verify(self, found: _Found) -> _Loss:
-        """The loss of a pass, exact for every fact that the restricted softmax takes for finished.
+        """The loss of a pass, exact for facts that the restricted softmax takes for finished.
 
-        The restricted softmax only proposes; the whole vocabulary decides, and where it says no, the words that became
-        likely join the restricted ones.
+        The restricted softmax only proposes; the whole vocabulary decides. All its uses share one product with the
+        head, which is read from memory once, and renew what is restricted.
         """
-        told, stop = found.loss.detach(), self.settings.stop
-        proposed = told.total < stop
-        if self.settings.vocabulary is None or not proposed.any():
+        told, score, drift = found.loss.detach(), self.score, self.drift
+        chosen = told.total < self.settings.stop
+        if self.settings.vocabulary is None or not chosen.any():
             return told
-        names = found.facts[proposed]
+        names = found.facts[chosen]
         mine = torch.isin(self.fact[found.rows], names).nonzero().squeeze(1)
         rows = found.rows[mine]
-        nll = self.score(found.hidden[mine], rows, exact=True)
+        at, row, scored = score.scored(found.hidden[mine], rows)
+        asked = [scored] if drift is None else [scored, found.kl_hidden[chosen]]
+        logits = self.model.logits(torch.cat(asked))
+        said = logits[: len(at)]
+        nll = score.mean(said.log_softmax(1), score.token[at], at, row, len(rows))
+        if score.words.ids is not None:
+            score.words.renew(at, said)
         told = dataclasses.replace(
             told,
             row_nll=told.row_nll.index_copy(0, mine, nll),
-            nll=told.nll.masked_scatter(proposed, self.per_fact(nll, rows)[names]),
+            nll=told.nll.masked_scatter(chosen, self.per_fact(nll, rows)[names]),
         )
-        if self.drift is not None:
-            kl = self.settings.kl * self.drift(found.kl_hidden[proposed], names, exact=True)
-            told = dataclasses.replace(told, kl=told.kl.masked_scatter(proposed, kl))
-        refused = proposed & (told.total >= stop)
-        if refused.any():
-            mine = torch.isin(self.fact[found.rows], found.facts[refused]).nonzero().squeeze(1)
-            self.score.admit(found.hidden[mine], found.rows[mine])
-            if self.drift is not None:
-                self.drift.words.admit(found.kl_hidden[refused])
+        if drift is not None:
+            said = logits[len(at) :]
+            kl = self.settings.kl * divergence(said.log_softmax(1), drift.exact[names])
+            told = dataclasses.replace(told, kl=told.kl.masked_scatter(chosen, kl))
+            if drift.words.ids is not None:
+                drift.words.renew(names, said)
         return told
 
 
@@ -427,6 +440,9 @@ class _Adam:
 
     def look(self, facts: Tensor) -> _Found:
         return self.batch.look(self.place, facts, leaves=False)
+
+    def stuck(self, facts: Tensor) -> Bool[Tensor, " f"]:
+        return torch.zeros_like(facts, dtype=torch.bool)
 
     def step(self, found: _Found, told: _Loss, unfinished: Bool[Tensor, " f"]) -> None:
         self.adam.zero_grad()
@@ -454,6 +470,10 @@ class _Trust:
 
     def look(self, facts: Tensor) -> _Found:
         return self.batch.look(self.place, facts, leaves=True)
+
+    def stuck(self, facts: Tensor) -> Bool[Tensor, " f"]:
+        """Facts whose region shrank to nothing: no short step made their loss smaller."""
+        return self.region.radius[facts] < 0.02 * self.region.longest
 
     def step(self, found: _Found, told: _Loss, unfinished: Bool[Tensor, " f"]) -> None:
         batch, facts = self.batch, found.facts
@@ -518,6 +538,9 @@ def _optimise(
             break
         optimiser.step(found, told, unfinished)
         facts = facts[unfinished]
+        facts = facts[~optimiser.stuck(facts)]
+        if not len(facts):
+            break
 
     result = result * batch.unit
     return Values(

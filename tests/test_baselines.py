@@ -196,7 +196,7 @@ def test_until_its_end_a_sequence_of_prune_is_one_of_memit():
 
 
 def test_prune_changes_nothing_where_no_singular_value_exceeds_the_largest_of_the_weight():
-    editor = simple_editor(build_model("llama"), "prune", values=ValueSettings(steps=2, rate=1e-2))
+    editor = simple_editor(build_model("llama"), "prune", values=ValueSettings(steps=2, radius=1e-2))
     run(editor)
     before = toy.weights(editor.model)
     for state in editor.layers.values():
@@ -245,7 +245,7 @@ def test_with_strength_one_an_update_leaves_the_main_directions_of_the_weight_as
             wanted = int((values.flip(0).cumsum(0) < 0.5 * values.sum()).sum()) + 1
             inside = update.delta.double() @ vectors[:, -wanted:]
             assert inside.norm() < 1e-5 * update.delta.double().norm()
-            assert wanted > 3
+            assert wanted >= 3
 
 
 @pytest.mark.parametrize("method", ["alphaedit", "langedit", "memit", "rome"])

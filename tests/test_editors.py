@@ -54,7 +54,7 @@ def simple_editor(model: EditableModel, method: str, **changes) -> Editor:
     """An editor as in real use: prefixes, a covariance of running text, a ridge that matters."""
     options = dict(
         layers=toy.layers_of(method), ridge=0.1, threshold=Threshold(kind="fraction", value=0.8),
-        values=ValueSettings(steps=3, rate=1.0),
+        values=ValueSettings(steps=3, radius=3.0),
     )  # fmt: skip
     if toy.pays_for_the_covariance(method):
         options["covariance_weight"] = 0.1

@@ -132,12 +132,7 @@ def test_a_restricted_softmax_alone_would_have_stopped_too_early(tiny, monkeypat
     model = toy.confident(tiny)
     asked = requests(model, simple(range(6)))
     settings = ValueSettings(optimiser="adam", steps=30, rate=1.0, clamp=30.0, penalty=0.0, kl=0.0, vocabulary=1)
-    call = engine._Likelihood.__call__
-
-    def never_exact(self, hidden, rows, exact=False):
-        return call(self, hidden, rows)
-
-    monkeypatch.setattr(engine._Likelihood, "__call__", never_exact)
+    monkeypatch.setattr(engine._Batch, "verify", lambda self, found: found.loss.detach())
     found = optimise_values(model, asked, (1,), settings)
     done = [i for i, losses in enumerate(found.loss) if losses[-1] < settings.stop]
     really = {i: exact_nll(model, asked[i], {1: found.delta[1][:, i]}) for i in done}

@@ -101,7 +101,7 @@ def covariances(model: EditableModel, layers) -> dict[int, KeyCovariance]:
 BARE = Contexts(prefixes={lang: () for lang in PREFIXES})
 SHORT = {"en": "So {}", "de": "Also {}", "fr": "Et {}"}
 # A random model is hard to convince: larger steps, and a larger clamp, than a trained one needs.
-FAST = ValueSettings(rate=1.0, clamp=30.0, penalty=0.0, steps=30, kl=0.0)
+FAST = ValueSettings(radius=1.0, clamp=30.0, penalty=0.0, steps=30, kl=0.0)
 
 
 def short_facts(lang: str, numbers) -> list[Fact]:

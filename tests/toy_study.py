@@ -34,7 +34,7 @@ def model() -> EditableModel:
 def cell(method: str = "evoedit", **changes) -> Cell:
     options = dict(
         layers=toy.layers_of(method),
-        values=ValueSettings(steps=3, rate=1.0),
+        values=ValueSettings(steps=3),
         threshold=Threshold(kind="fraction", value=0.8),
     )
     if toy.pays_for_the_covariance(method):
