@@ -147,7 +147,7 @@ def main() -> None:
     say(f"{about['processor']}, {about['threads']} threads, load {about['load_average_at_start']}")
     bench = Bench.prepare(MODEL, facts, langs)
     say(f"{len(bench.requests)} facts in {', '.join(langs)}; layers {list(bench.layers)}")
-    figures = values(bench, rng, chunk=min(6, facts))
+    figures = values(bench, rng, chunk=min(12, facts))
     figures |= edit(bench, figures["values_reference_seconds_per_fact_median"])
     figures |= floor(bench, figures["values_engine_seconds_per_fact_median"])
     figures |= projection(rng, 2048, rounds=1 if options.quick else 3)

@@ -24,9 +24,11 @@ from langedit_core.models import EditableModel
 from langedit_core.nullspace import NullSpace, Threshold, exact_null_space, leak
 from langedit_core.records import Fact
 from langedit_core.tokens import SubjectMerged
-from langedit_core.values import ValueRequest, Values, optimise_values
+from langedit_core.values import ValueRequest, Values, ValueSettings, optimise_values
 
 Figures = dict[str, float | int]
+ADAM_RATE = 0.1
+"""In units of ‖o‖/√d; of 0.6, 0.3, 0.15 and 0.1 the one with the shortest values and best edits on the tune split."""
 
 
 def say(text: str) -> None:
@@ -75,6 +77,11 @@ class Bench:
     def layers(self) -> tuple[int, ...]:
         return self.editor.settings.layers
 
+    @property
+    def literal(self) -> ValueSettings:
+        """Settings of the reference: the engine's, with the step of Adam that finds Gemma's values best."""
+        return self.editor.settings.values.model_copy(update={"rate": ADAM_RATE})
+
     def engine(self, requests: Sequence[ValueRequest], **changes) -> Values:
         settings = self.editor.settings
         values = settings.values.model_copy(update=changes)
@@ -96,7 +103,7 @@ class Bench:
 
 def values(bench: Bench, rng: random.Random, chunk: int) -> Figures:
     """The value engine against the literal reference, at the same stopping loss, and what each idea brings."""
-    model, layers, settings = bench.model, bench.layers, bench.editor.settings.values
+    model, layers, settings = bench.model, bench.layers, bench.literal
     taken: dict[str, list[float]] = {}
     found: dict[str, list] = {"reference": [], "engine": []}
     losses: dict[str, list[float]] = {"reference": [], "engine": []}
@@ -111,6 +118,7 @@ def values(bench: Bench, rng: random.Random, chunk: int) -> Figures:
         }
         if start == 0:  # the ladder of ideas: all of them use the suffix only and the head at the targets only
             tasks["engine, whole vocabulary"] = lambda part=part: bench.engine(part, vocabulary=None)
+            tasks["engine, adam"] = lambda part=part: bench.engine(part, optimiser="adam", rate=ADAM_RATE)
             tasks["engine, one fact at a time"] = lambda part=part: [bench.engine([r]) for r in part]
             tasks["engine, one fact at a time, whole vocabulary"] = lambda part=part: [
                 bench.engine([r], vocabulary=None) for r in part
@@ -132,6 +140,12 @@ def values(bench: Bench, rng: random.Random, chunk: int) -> Figures:
 
     reference, engine = median(taken["reference"]), median(taken["engine"])
     engine_losses = [loss for one in found["engine"] for loss in one.loss]
+    norms = {
+        "reference": [_norm(value.delta) for value in found["reference"]],
+        "engine": [
+            _norm({k: x[:, i] for k, x in v.delta.items()}) for v in found["engine"] for i in range(len(v.loss))
+        ],
+    }
     figures: Figures = {
         "values_facts_n": len(bench.requests),
         "values_batch_facts": chunk,
@@ -144,11 +158,12 @@ def values(bench: Bench, rng: random.Random, chunk: int) -> Figures:
         "values_engine_passes_mean": mean(map(len, engine_losses)),
         "values_reference_final_loss_mean": mean(losses["reference"]),
         "values_engine_final_loss_mean": mean(losses["engine"]),
+        "values_reference_norm_mean": mean(norms["reference"]),
+        "values_engine_norm_mean": mean(norms["engine"]),
         "values_stopping_loss": settings.stop,
         "values_reference_converged_share": mean(loss < settings.stop for loss in losses["reference"]),
         "values_engine_converged_share": mean(loss < settings.stop for loss in losses["engine"]),
-        # By its own test: the likelihood is exact there, the KL term keeps its bucket of unlikely words.
-        "values_engine_finished_share": mean(loss[-1] < settings.stop for loss in engine_losses),
+        "values_engine_finished_share": mean(loss < settings.stop for one in found["engine"] for loss in one.final),
         # Passes a batch would run if it went on until its last fact is finished.
         "values_active_set_passes_saved_share": 1
         - sum(map(len, engine_losses)) / sum(max(map(len, v.loss)) * len(v.loss) for v in found["engine"]),
@@ -160,9 +175,13 @@ def values(bench: Bench, rng: random.Random, chunk: int) -> Figures:
     return figures | head_twice(bench, rng)
 
 
+def _norm(delta: Mapping[int, Tensor]) -> float:
+    return float(torch.stack([x.norm() for x in delta.values()]).norm())
+
+
 def head_twice(bench: Bench, rng: random.Random, rounds: int = 3) -> Figures:
     """Cost of a reference step where the head is applied twice, as published, over one where it is applied once."""
-    request, settings = bench.requests[0], bench.editor.settings.values
+    request, settings = bench.requests[0], bench.literal
     seconds: dict[str, list[float]] = {"once": [], "twice": []}
     losses = {
         name: LiteralLoss(bench.model, request, bench.layers, settings, head_twice=name == "twice") for name in seconds

@@ -32,17 +32,15 @@ FONT = Path(__file__).parent / "fonts" / "NotoSansSC-subset.otf"  # made by scri
 BLUE, ORANGE, GREEN, VERMILION = "#0072B2", "#E69F00", "#009E73", "#D55E00"
 PURPLE, SKY, BLACK, GREY = "#CC79A7", "#56B4E9", "#000000", "#7F7F7F"
 
-METHODS: dict[str, tuple[str, str]] = {  # colour, marker
+METHODS: dict[str, tuple[str, str]] = {  # colour, marker; methods not named here take what is left
     "memit": (BLUE, "o"),
+    "rect": (SKY, "<"),
+    "prune": (BLACK, ">"),
+    "rome": (GREY, "P"),
+    "ft": (VERMILION, "*"),
     "alphaedit": (ORANGE, "s"),
     "langedit": (GREEN, "D"),
-    "langedit-released": (SKY, "^"),
     "evoedit": (PURPLE, "v"),
-    "rome": (BLACK, "P"),
-    "sphere": (VERMILION, "X"),
-    "rect": (GREY, "<"),
-    "prune": (GREY, ">"),
-    "ft": (GREY, "*"),
 }
 LANGUAGES: dict[str, tuple[str, str]] = {
     "en": (BLUE, "o"),
