@@ -138,6 +138,14 @@ class Study:
         table = table.reindex(index=range(cell.batches), columns=range(cell.batches))
         return table.set_axis(names, axis=0).set_axis(names, axis=1)
 
+    def drift(self, data: str) -> pd.DataFrame:
+        """Per method and batch, drift on neutral text right after it: mean over languages, paragraphs and seeds."""
+        rows = self._stack("drift", data)
+        cell = next(r.cell for r in self.results if r.cell.data == data)
+        table = rows.pivot_table(index=["method", "step"], columns="metric", values="value", aggfunc="mean", sort=False)
+        table = table.reset_index().rename_axis(columns=None)
+        return table.assign(lang=[cell.langs[t % len(cell.langs)] for t in table["step"]])
+
     def batches(self, data: str) -> pd.DataFrame:
         """One row per method, batch and layer: capacity, ‖ΔW‖/‖W‖, steps, share converged."""
         keys = ["method", "seed", "step", "lang", "layer"]

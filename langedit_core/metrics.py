@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 import torch
 
+from langedit_core import drift
 from langedit_core.languages import LANGUAGES
 from langedit_core.models import EditableModel
 from langedit_core.records import Fact, Probe
@@ -26,7 +27,7 @@ METRICS: dict[str, str] = {
     "specificity_same": "neighbours, share of positions predicted as by the unedited model",
     "portability_tf": "questions that follow from the edit, share of answer tokens right under teacher forcing",
     "portability_em": "questions that follow from the edit, greedy generation gives the whole answer",
-}
+} | drift.METRICS
 WHEN: dict[str, str] = {
     "before": "unedited model",
     "immediate": "right after the fact's own batch",

@@ -1,7 +1,8 @@
 """Which directions an update may use: an orthogonal projection P that removes what earlier keys occupy.
 
 P = UUᵀ with U the eigenvectors of C̄ below a threshold (AlphaEdit, arXiv 2410.02355; LangEdit, arXiv 2506.10800), or
-P ← P − QQᵀ with Q an orthonormal basis of P K_t (the incremental form, EvoEdit, arXiv 2510.13851): no decomposition of d x d.
+P ← P − QQᵀ with Q an orthonormal basis of P K_t (the incremental form, EvoEdit, arXiv 2510.13851), which needs no
+decomposition of d x d.
 """
 
 from __future__ import annotations

@@ -24,6 +24,7 @@ from tqdm import tqdm
 from langedit_core.atlas import load_atlas
 from langedit_core.contexts import Contexts, sample_contexts
 from langedit_core.covariance import cached_covariance, corpus_hash
+from langedit_core.drift import Drift, neutral_texts, paragraph_rows
 from langedit_core.editors import BatchReport, Editor, EditSettings, Update
 from langedit_core.errors import unknown
 from langedit_core.languages import CORE
@@ -94,6 +95,7 @@ class CellResult:
     Attributes:
         rows: One row per probe, metric and moment: fact, lang, kind, metric, when, value.
         retention: One row per edited fact and batch since: fact, lang, edited, step, tf.
+        drift: One row per neutral paragraph, metric and batch: fact (the paragraph's name), lang, metric, step, value.
         batches: One row per batch and layer: rank, capacity, relative_update and so on.
         seconds: One row per batch and phase; timings are kept apart since they differ from run to run.
     """
@@ -107,6 +109,7 @@ class CellResult:
         rows = pd.DataFrame([row for part in (*measured, final) for row in part["rows"]])
         self.rows = rows.sort_values("when", key=lambda when: when.map(list(WHEN).index), kind="stable")
         self.retention = pd.DataFrame([row for part in measured for row in part["retention"]])
+        self.drift = pd.DataFrame([row | {"step": t} for t, part in enumerate(measured) for row in part["drift"]])
         self.batches = pd.DataFrame(
             dict(step=t, lang=cell.langs[t % len(cell.langs)], layer=int(layer), facts=len(part["report"]["facts"]),
                  steps=sum(part["report"]["steps"]) / max(1, len(part["report"]["steps"])),
@@ -219,6 +222,8 @@ class CellRun:
         write_json(self.folder / "environment.json", environment(model))
         asked = [[q for fact in batch for q in questions(fact)] for batch in batches]
         before = self._before(asked)
+        drift = self._drift()
+        undrifted = paragraph_rows(drift.paragraphs(model), "before") if drift else []
         covariances = cached_covariance(model, cell.settings.layers, corpus)
 
         with model.restored(cell.settings.layers):
@@ -234,12 +239,13 @@ class CellRun:
                 report, updates = editor.edit(
                     batch, progress=lambda n, start=start: self.bar.update(start + n - self.bar.n)
                 )
-                self._store(t, report, updates, asked, before)
+                self._store(t, report, updates, asked, before, drift)
             editor.finish()
             flat = [q for part in asked for q in part]
             old = [s for part in before for s in part]
             after = ask(model, flat)
-        rows = rows_of(flat, old, old, "before") + rows_of(flat, after, old, "final")
+            drifted = paragraph_rows(drift.paragraphs(model), "final") if drift else []
+        rows = rows_of(flat, old, old, "before") + rows_of(flat, after, old, "final") + undrifted + drifted
         write_json(self.folder / "final.json", {"rows": rows})
         files = {name: file_digest(self.folder / name) for name in _sealed_names(cell)}
         write_json(self.folder / "done.json", {"dropped": dropped, "files": files})
@@ -316,6 +322,21 @@ class CellRun:
             start += len(part)
         return split
 
+    def _drift(self) -> Drift | None:
+        """The unedited model on neutral text, in the cell's languages that have some; shared through a file."""
+        langs = [lang for lang in dict.fromkeys(self.cell.langs) if lang in neutral_texts()]
+        if not langs:
+            return None
+        path = self.folder.parent / f"drift-{self.model.fingerprint[:16]}-{'-'.join(langs)}.safetensors"
+        try:
+            return Drift.load(path, self.model)
+        except (FileNotFoundError, CorruptFile, ValueError) as error:
+            if not isinstance(error, FileNotFoundError):
+                log.warning("the unedited model reads the neutral texts again: %s", error)
+        made = Drift.of(self.model, langs)
+        made.save(path)
+        return made
+
     def _stored(self, t: int) -> dict[int, Update] | None:
         stem = self.folder / f"batch-{t:03d}"
         try:
@@ -335,7 +356,7 @@ class CellRun:
 
     def _store(
         self, t: int, report: BatchReport, updates: dict[int, Update],
-        asked: Sequence[Sequence[Question]], before: Sequence[Sequence[ProbeScore]],
+        asked: Sequence[Sequence[Question]], before: Sequence[Sequence[ProbeScore]], drift: Drift | None,
     ) -> None:  # fmt: skip
         """Measure and write one batch; the factors come last, since they mark it as whole."""
         stem = self.folder / f"batch-{t:03d}"
@@ -343,6 +364,7 @@ class CellRun:
         scores = ask(self.model, asked[t])
         edits = [(s, q) for s in range(t + 1) for q in asked[s] if q.family == "efficacy"]
         again = ask(self.model, [q for _, q in edits])
+        drifted = paragraph_rows(drift.paragraphs(self.model), "immediate") if drift else []
         seconds = report.seconds | {"measuring": time.perf_counter() - started}
         told = {k: v for k, v in asdict(report).items() if k != "seconds"}
         write_json(
@@ -350,6 +372,7 @@ class CellRun:
             {
                 "report": told,
                 "rows": rows_of(asked[t], scores, before[t], "immediate"),
+                "drift": drifted,
                 "retention": [
                     dict(fact=q.fact, lang=q.lang, edited=s, step=t, tf=score.tf)
                     for (s, q), score in zip(edits, again, strict=True)

@@ -15,7 +15,7 @@ import toy
 import toy_study
 from pydantic import ValidationError
 
-from langedit_core import editors, profiles, study
+from langedit_core import drift, editors, profiles, study
 from langedit_core.editors import METHODS
 from langedit_core.metrics import METRICS, WHEN
 from langedit_core.models import load_model
@@ -271,7 +271,8 @@ def test_cells_with_the_same_facts_share_the_answers_of_the_unedited_model(tmp_p
     monkeypatch.setattr(study, "ask", lambda model, questions: asked.append(len(questions)) or ask(model, questions))
     model = toy_study.model()
     results = run(cells, tmp_path, model)
-    whole = len(results[0].rows[results[0].rows["when"] == "before"]) // 2
+    about_facts = results[0].rows[results[0].rows["kind"] != "neutral"]
+    whole = len(about_facts[about_facts["when"] == "before"]) // 2
     assert len(list(tmp_path.glob("before-*.json"))) == 1
     assert asked.count(whole) == 1 + 2  # before once, the end of each cell
     before = [r.rows[r.rows["when"] == "before"].reset_index(drop=True) for r in results]
@@ -295,11 +296,34 @@ def test_a_result_has_every_metric_at_every_moment(undisturbed):
     assert set(result.rows["when"]) == set(WHEN)
     assert set(result.rows["lang"]) == {"en", "de"}
     facts = CELL.batch * CELL.batches
-    counts = result.rows.groupby(["when", "metric"]).size()
+    neutral = result.rows["kind"] == "neutral"
+    counts = result.rows[~neutral].groupby(["when", "metric"]).size()
     assert (counts == facts).all()
-    assert result.rows["value"].between(0, 1).all()
+    assert result.rows[~neutral]["value"].between(0, 1).all()
+    assert set(result.rows[neutral]["metric"]) == set(drift.METRICS)
     immediate = result.rows[(result.rows["when"] == "before") & (result.rows["metric"] == "specificity_same")]
     assert (immediate["value"] == 1.0).all()
+
+
+def test_drift_starts_at_zero_is_there_after_every_batch_and_ends_where_the_last_batch_left_it(undisturbed):
+    result = load_result(CELL, undisturbed)
+    kl = result.rows[result.rows["metric"] == "drift_kl"].set_index(["when", "lang", "fact"])["value"]
+    assert (kl["before"] == 0).all() and (kl["final"] > 0).all()
+    by_batch = result.drift[result.drift["metric"] == "drift_kl"]
+    assert set(by_batch["step"]) == set(range(CELL.batches)) and (by_batch["value"] > 0).all()
+    last = by_batch[by_batch["step"] == CELL.batches - 1].set_index(["lang", "fact"])["value"]
+    assert last.to_dict() == kl["final"].to_dict()
+    assert len(last) == 2 * len(drift.neutral_texts()["en"])
+
+
+def test_a_damaged_drift_state_is_made_again(tmp_path, caplog):
+    run([CELL], tmp_path)
+    (state,) = tmp_path.glob("drift-*.safetensors")
+    state.write_bytes(state.read_bytes()[:-7])
+    other = toy_study.cell("memit")
+    run([other], tmp_path)
+    assert "reads the neutral texts again" in caplog.text
+    assert drift.Drift.load(state, toy_study.model()).langs == ("en", "de")
 
 
 def test_batches_go_through_the_languages_round_by_round_with_different_facts(undisturbed):
