@@ -268,8 +268,8 @@ def sequence_lines(frame: pd.DataFrame, panels: Mapping[str, str], *, title: str
             labels = [f"{step + 1}\n{lang}" for step, lang in zip(steps["step"], steps["lang"], strict=True)]
             axes.set_xticks(list(steps["step"])[::every], labels[::every])
             axes.set(title=label, xlabel="batch")
-            axes.margins(y=0.1)
-            axes.set_ylim(bottom=0)
+            top = 1.1 * axes.dataLim.y1  # room for the markers of the highest line; no line at all gives −inf
+            axes.set_ylim(0, top if 0 < top < np.inf else 1)
         _legend(fig, fig.axes[0], len(methods), title)
     return fig
 

@@ -1,6 +1,6 @@
 """Puts the headline table of a profile's reports into README.md, so that its numbers are those of the report.
 
-Run after `make study`: python scripts/readme.py [PROFILE]; `--check` only says whether the two agree.
+Run after `make study PROFILE=standard`: python scripts/readme.py [PROFILE]; `--check` only says whether the two agree.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from pathlib import Path
 import pandas as pd
 
 ROOT = Path(__file__).resolve().parents[1]
-BEGIN, END = "<!-- headline:begin (made by scripts/readme.py from reports/quick/tables) -->", "<!-- headline:end -->"
+BEGIN, END = "<!-- headline:begin (made by scripts/readme.py from reports/standard/tables) -->", "<!-- headline:end -->"
 METRICS = {
     "efficacy_tf": "efficacy",
     "efficacy_em": "efficacy, exact match",
@@ -55,7 +55,7 @@ def block(profile: str) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("profile", nargs="?", default="quick")
+    parser.add_argument("profile", nargs="?", default="standard")
     parser.add_argument("--check", action="store_true")
     options = parser.parse_args()
     path = ROOT / "README.md"
