@@ -14,8 +14,9 @@ import pandas as pd
 from langedit_core.metrics import METRICS, WHEN
 from langedit_core.models import EditableModel, load_model
 from langedit_core.profiles import Profile, load_profile
+from langedit_core.results import Cell, CellResult, is_known, load_result
 from langedit_core.stats import Estimate, best_cells, compare_methods, paired_difference, summarise
-from langedit_core.study import CellResult, is_done, load_result, run_cells
+from langedit_core.study import run_cells
 from langedit_core.tables import COLUMNS, format_ci
 
 
@@ -24,35 +25,54 @@ def open_study(
     group: str,
     results: str | Path,
     *,
+    records: str | Path | None = None,
     model: EditableModel | None = None,
     model_name: str | None = None,
     quiet: bool = False,
 ) -> Study:
     """The results of a profile's cell group; what is missing is computed first, with a progress bar.
 
+    Of a partial profile, what is finished, and `Study.missing` names the rest.
+
     Args:
         profile: Profile name, YAML file, or a loaded profile.
         group: Name of the cell group, for example `main`.
         results: Folder the cells' directories lie in.
+        records: Folder of records of cells finished earlier or elsewhere.
         model: The profile's model, if it is loaded already.
         model_name: Another model than the profile's.
         quiet: No progress bar.
+
+    Raises:
+        FileNotFoundError: No cell of a partial profile is finished.
     """
     profile = profile if isinstance(profile, Profile) else load_profile(profile)
     cells, root = profile.cells(group, model_name), Path(results)
-    if all(is_done(cell, root) for cell in cells):
-        return Study([load_result(cell, root) for cell in cells])
-    model = model or load_model(model_name or profile.model, device=profile.device)
-    return Study(run_cells(cells, model, root, quiet))
+    records = None if records is None else Path(records)
+    missing = [cell for cell in cells if not is_known(cell, root, records)]
+    if missing and not profile.partial:
+        model = model or load_model(model_name or profile.model, device=profile.device)
+        return Study(run_cells(cells, model, root, quiet, records=records))
+    if len(missing) == len(cells):
+        raise FileNotFoundError(
+            f"none of the {len(cells)} cells of {group!r} is finished in {root}; "
+            f"compute some with `langedit run --profile {profile.name} --hours 1`"
+        )
+    return Study([load_result(cell, root, records) for cell in cells if cell not in missing], missing)
 
 
 class Study:
-    """Finished cells seen together."""
+    """Finished cells seen together.
 
-    def __init__(self, results: Sequence[CellResult]) -> None:
+    Attributes:
+        results: The finished cells.
+        missing: Cells of the same profile that are not finished.
+    """
+
+    def __init__(self, results: Sequence[CellResult], missing: Sequence[Cell] = ()) -> None:
         if not results:
             raise ValueError("no results given; open_study() computes or loads those of a profile")
-        self.results = list(results)
+        self.results, self.missing = list(results), list(missing)
 
     @property
     def methods(self) -> list[str]:

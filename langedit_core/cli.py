@@ -7,13 +7,20 @@ from __future__ import annotations
 
 import importlib.metadata
 import logging
+import math
 import os
+import re
 import subprocess
 import sys
+import time
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
+
+if TYPE_CHECKING:
+    from langedit_core.results import Cell
 
 app = typer.Typer(
     add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False, help=__doc__.split("\n")[0]
@@ -42,26 +49,40 @@ def run(
     model: ModelOption = None,
     device: DeviceOption = None,
     output_path: OutputOption = None,
+    hours: Annotated[
+        float | None, typer.Option("--hours", min=0, help="begin no cell after so many hours; report what is finished")
+    ] = None,
+    part: Annotated[
+        str | None, typer.Option("--part", help="2/3: the second of three shares, for as many processes; no reports")
+    ] = None,
 ) -> None:
     """Compute a profile's cells (finished ones are not computed again), run its notebooks, render its reports."""
-    from langedit_core.analysis import open_study
     from langedit_core.models import load_model
     from langedit_core.notebooks import run_profile_notebooks
     from langedit_core.profiles import load_profile
-    from langedit_core.study import is_done
+    from langedit_core.results import is_known, keep_record
+    from langedit_core.study import run_cells
 
+    until = math.inf if hours is None else time.monotonic() + 3600 * hours
     chosen = load_profile(profile)
     root = output_path or REPOSITORY
     results, reports = root / "results", root / "reports" / chosen.name
+    records = reports / "records" if chosen.partial else None
     name = model or chosen.model
-    cells = [cell for group in chosen.grids for cell in chosen.cells(group, name)]
-    waiting = [cell for cell in cells if not is_done(cell, results)]
+    # Seed by seed: a run that is stopped leaves comparisons of all methods rather than one method with all seeds.
+    cells = sorted((c for group in chosen.grids for c in chosen.cells(group, name)), key=lambda cell: cell.seed)
+    waiting = [cell for cell in cells if not is_known(cell, results, records)]
     say(f"profile {chosen.name}: {len(cells)} cells, {len(waiting)} to compute, {len(chosen.notebooks)} notebooks")
-    if waiting:
-        loaded = load_model(name, device=device or chosen.device)
-        for group in chosen.grids:
-            open_study(chosen, group, results, model=loaded, model_name=name)
-        del loaded
+    mine = [cell for cell in share(cells, part) if cell in waiting]
+    if mine and until > time.monotonic():
+        run_cells(mine, load_model(name, device=device or chosen.device), results, until=until)
+    if records is not None:
+        for cell in cells:
+            keep_record(cell, results, records)
+    left = sum(not is_known(cell, results, records) for cell in cells)
+    if part or (left and not chosen.partial):
+        say(f"{len(cells) - left} of {len(cells)} cells are finished; the same command goes on with the others")
+        return
     # Relative to the notebooks, where kernels run: a page says nothing about the machine it was made on.
     source = REPOSITORY / "notebooks"
     shared = dict(
@@ -103,6 +124,20 @@ def inspect(
     from langedit_core.models import load_model
 
     typer.echo(sheet(load_model(model, device=device or "auto")))
+
+
+def share(cells: Sequence[Cell], part: str | None) -> Sequence[Cell]:
+    """Every n-th of some cells, by "i/n"; all without.
+
+    Raises:
+        ValueError: Not of that form, or i is not among 1 to n.
+    """
+    if part is None:
+        return cells
+    found = re.fullmatch(r"(\d+)/(\d+)", part)
+    if not found or not 1 <= int(found[1]) <= int(found[2]):
+        raise ValueError(f"--part is {part!r}; expected i/n with i from 1 to n, for example 1/2")
+    return cells[int(found[1]) - 1 :: int(found[2])]
 
 
 def provenance(profile: str, model: str) -> str:

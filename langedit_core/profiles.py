@@ -9,19 +9,20 @@ import functools
 from pathlib import Path
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from langedit_core.editors import METHODS, EditSettings, settings_for
 from langedit_core.errors import unknown
 from langedit_core.languages import CORE
-from langedit_core.study import LOADERS, Cell
+from langedit_core.results import Cell
+from langedit_core.study import LOADERS
 
 FOLDER = Path(__file__).parent / "profiles"
 HPARAMS = Path(__file__).parent / "hparams.yaml"
 
 
 class Grid(BaseModel):
-    """Cells that differ in data set, method and seed."""
+    """Cells that differ in data set, method and seed; the other fields are those of `Cell`."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -36,6 +37,8 @@ class Grid(BaseModel):
     prefixes: int = 2
     prefix_tokens: int = 8
     corpus_limit: int | None = None
+    track: int | None = None
+    xtreme: int = 0
 
 
 class Profile(BaseModel):
@@ -43,7 +46,8 @@ class Profile(BaseModel):
 
     Attributes:
         notebooks: Notebook stem -> parameters passed to it, beside PROFILE.
-        cells: Name of a notebook's cell group -> grid.
+        grids: Name of a notebook's cell group -> its grids, of which one may be written without the list.
+        partial: Reports show the finished cells and name the others, where all together take days.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -53,30 +57,38 @@ class Profile(BaseModel):
     model: str
     device: str = "auto"
     notebooks: dict[str, dict[str, str | int | float | bool | None]] = Field(min_length=1)
-    grids: dict[str, Grid] = Field(default_factory=dict)
+    grids: dict[str, tuple[Grid, ...]] = Field(default_factory=dict)
+    partial: bool = False
+
+    @field_validator("grids", mode="before")
+    @classmethod
+    def _listed(cls, grids: object) -> object:
+        if not isinstance(grids, dict):
+            return grids
+        return {name: grid if isinstance(grid, list | tuple) else (grid,) for name, grid in grids.items()}
 
     def cells(self, group: str, model: str | None = None) -> list[Cell]:
-        """The cells of one group, in a fixed order: data, method, seed.
+        """The cells of one group, in a fixed order: grid, data, method, seed.
 
         Raises:
             ValueError: Unknown group, data set or method.
         """
         if group not in self.grids:
             raise unknown(f"cell group of profile {self.name!r}", group, self.grids)
-        grid, model = self.grids[group], model or self.model
-        for name in grid.data:
-            if name not in LOADERS:
-                raise unknown("data set", name, LOADERS)
-        shared = grid.model_dump(include={"langs", "rounds", "batch", "parallel", "split", "prefixes", "prefix_tokens"})
-        return [
-            Cell(
-                model=model, data=data, method=method, seed=seed, settings=hyperparameters(model, method),
-                corpus_limit=grid.corpus_limit, **shared,
-            )
-            for data in grid.data
-            for method in grid.methods
-            for seed in grid.seeds
-        ]  # fmt: skip
+        return [cell for grid in self.grids[group] for cell in _cells(grid, model or self.model)]
+
+
+def _cells(grid: Grid, model: str) -> list[Cell]:
+    for name in grid.data:
+        if name not in LOADERS:
+            raise unknown("data set", name, LOADERS)
+    shared = grid.model_dump(exclude={"data", "methods", "seeds"})
+    return [
+        Cell(model=model, data=data, method=method, seed=seed, settings=hyperparameters(model, method), **shared)
+        for data in grid.data
+        for method in grid.methods
+        for seed in grid.seeds
+    ]
 
 
 def load_profile(name: str | Path) -> Profile:

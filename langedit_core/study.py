@@ -1,7 +1,7 @@
-"""Cells of the study: what is run, where its results lie, and how a run goes on after it was stopped.
+"""Computing the cells of the study, and going on after a run was stopped.
 
-A cell's settings hash to its directory. Batch t leaves two files, the update's factors and its measurements; each
-appears whole or not at all, so a run killed anywhere resumes after its last whole batch and ends with the same bytes.
+Batch t leaves two files, the update's factors and its measurements; each appears whole or not at all, so a run killed
+anywhere resumes after its last whole batch and ends with the same bytes.
 """
 
 from __future__ import annotations
@@ -10,28 +10,39 @@ import hashlib
 import importlib.metadata
 import json
 import logging
+import math
 import platform
+import shutil
 import time
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
-import pandas as pd
 import torch
-from pydantic import BaseModel, ConfigDict, Field
 from tqdm import tqdm
 
 from langedit_core.atlas import load_atlas
 from langedit_core.contexts import Contexts, sample_contexts
 from langedit_core.covariance import cached_covariance, corpus_hash
 from langedit_core.drift import Drift, neutral_texts, paragraph_rows
-from langedit_core.editors import BatchReport, Editor, EditSettings, Update
+from langedit_core.editors import BatchReport, Editor, Update
 from langedit_core.errors import unknown
-from langedit_core.languages import CORE
-from langedit_core.metrics import WHEN, ProbeScore, Question, ask, questions, rows_of
+from langedit_core.metrics import ProbeScore, Question, ask, questions, rows_of
 from langedit_core.models import EditableModel
 from langedit_core.mzsre import load_bzsre, load_mzsre
 from langedit_core.records import Fact, FactSet
+from langedit_core.results import (
+    ENGINE,
+    XTREME_COLUMNS,
+    Cell,
+    CellResult,
+    is_done,
+    is_known,
+    load_result,
+    record_path,
+    results_folder,
+    sealed_names,
+)
 from langedit_core.storage import (
     CorruptFile,
     file_digest,
@@ -43,86 +54,15 @@ from langedit_core.storage import (
     write_sealed,
 )
 from langedit_core.tokens import SubjectMerged
+from langedit_core.xtreme import evaluate as evaluate_xtreme
 
 log = logging.getLogger(__name__)
-
-ENGINE = 2
-"""Raised whenever the same settings would give other numbers; part of every cell's hash."""
 
 LOADERS = {
     "atlas": lambda langs: load_atlas(langs),
     "mzsre": lambda langs: load_mzsre(langs=langs),
     "bzsre": lambda langs: load_bzsre(),
 }
-
-
-class Cell(BaseModel):
-    """One run: a sequence of batches, one language each, by one method."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    model: str
-    data: str
-    method: str
-    settings: EditSettings
-    langs: tuple[str, ...] = CORE
-    rounds: int = Field(1, ge=1, description="how often the sequence of languages is gone through")
-    batch: int = Field(10, ge=1, description="facts per batch")
-    parallel: bool = Field(False, description="the same facts in every language, or different ones")
-    split: str = "edit"
-    prefixes: int = Field(2, ge=0, description="context prefixes per language")
-    prefix_tokens: int = Field(8, ge=1)
-    corpus_limit: int | None = Field(None, ge=1, description="sentences per language for C₀; None takes all")
-    seed: int = 0
-
-    @property
-    def hash(self) -> str:
-        text = json.dumps(self.model_dump(mode="json"), sort_keys=True, ensure_ascii=False)
-        return hashlib.sha256(f"{ENGINE}|{text}".encode()).hexdigest()[:16]
-
-    @property
-    def label(self) -> str:
-        return f"{self.method} on {self.data}, {self.model}, seed {self.seed}"
-
-    @property
-    def batches(self) -> int:
-        return len(self.langs) * self.rounds
-
-
-class CellResult:
-    """What a finished cell left on disk.
-
-    Attributes:
-        rows: One row per probe, metric and moment: fact, lang, kind, metric, when, value.
-        retention: One row per edited fact and batch since: fact, lang, edited, step, tf.
-        drift: One row per neutral paragraph, metric and batch: fact (the paragraph's name), lang, metric, step, value.
-        batches: One row per batch and layer: rank, capacity, relative_update and so on.
-        seconds: One row per batch and phase; timings are kept apart since they differ from run to run.
-    """
-
-    def __init__(self, cell: Cell, folder: Path) -> None:
-        self.cell, self.folder = cell, folder
-        self.dropped: dict[str, str] = read_json(folder / "done.json")["dropped"]
-        self.provenance: dict = read_json(folder / "inputs.json")
-        measured = [read_json(folder / f"batch-{t:03d}.json") for t in range(cell.batches)]
-        final = read_json(folder / "final.json")
-        rows = pd.DataFrame([row for part in (*measured, final) for row in part["rows"]])
-        self.rows = rows.sort_values("when", key=lambda when: when.map(list(WHEN).index), kind="stable")
-        self.retention = pd.DataFrame([row for part in measured for row in part["retention"]])
-        self.drift = pd.DataFrame([row | {"step": t} for t, part in enumerate(measured) for row in part["drift"]])
-        self.batches = pd.DataFrame(
-            dict(step=t, lang=cell.langs[t % len(cell.langs)], layer=int(layer), facts=len(part["report"]["facts"]),
-                 steps=sum(part["report"]["steps"]) / max(1, len(part["report"]["steps"])),
-                 converged=part["report"]["converged"], exhausted=len(part["report"]["exhausted"]), **numbers)
-            for t, part in enumerate(measured)
-            for layer, numbers in part["report"]["layers"].items()
-        )  # fmt: skip
-        self.batches["written"] = self.batches["written"].astype(float)  # null, and so NaN, for trained updates
-        self.seconds = pd.DataFrame(
-            dict(step=t, phase=phase, seconds=seconds)
-            for t in range(cell.batches)
-            for phase, seconds in read_json(folder / f"batch-{t:03d}.time.json").items()
-        )
 
 
 def load_data(name: str, langs: Sequence[str]) -> FactSet:
@@ -137,42 +77,15 @@ def load_data(name: str, langs: Sequence[str]) -> FactSet:
     return LOADERS[name](tuple(dict.fromkeys(langs)))
 
 
-def results_folder(cell: Cell, root: Path) -> Path:
-    return root / f"{cell.data}-{cell.method}-{cell.hash}"
-
-
-def is_done(cell: Cell, root: Path) -> bool:
-    """Whether the cell's results are complete and unaltered."""
-    folder = results_folder(cell, root)
-    try:
-        sealed = read_json(folder / "done.json")["files"]
-        return all(file_digest(folder / name) == sealed.get(name) for name in _sealed_names(cell))
-    except FileNotFoundError:
-        return False
-    except (CorruptFile, KeyError, AttributeError) as error:
-        log.warning("%s is computed again where needed: %r", cell.label, error)
-        return False
-
-
-def _sealed_names(cell: Cell) -> list[str]:
-    """Files whose bytes are the result; timings differ from run to run and are not among them."""
-    batches = [f"batch-{t:03d}{suffix}" for t in range(cell.batches) for suffix in (".json", ".safetensors")]
-    return ["contexts.json", "inputs.json", "final.json", *batches]
-
-
-def load_result(cell: Cell, root: Path) -> CellResult:
-    """Results of a finished cell.
-
-    Raises:
-        FileNotFoundError: It was not run to its end.
-    """
-    folder = results_folder(cell, root)
-    if not is_done(cell, root):
-        raise FileNotFoundError(f"{cell.label} is not finished ({folder}); run it with `langedit run` or run_cells()")
-    return CellResult(cell, folder)
-
-
-def run_cells(cells: Iterable[Cell], model: EditableModel, root: Path, quiet: bool = False) -> list[CellResult]:
+def run_cells(
+    cells: Iterable[Cell],
+    model: EditableModel,
+    root: Path,
+    quiet: bool = False,
+    *,
+    records: Path | None = None,
+    until: float = math.inf,
+) -> list[CellResult]:
     """Compute what is missing, load what is there.
 
     Args:
@@ -180,25 +93,30 @@ def run_cells(cells: Iterable[Cell], model: EditableModel, root: Path, quiet: bo
         model: That model, unedited.
         root: Results folder.
         quiet: No progress bar.
+        records: Folder of records kept from earlier runs; a cell that has one is not computed.
+        until: No cell is begun after this moment of `time.monotonic()`; those not reached are left out.
     """
     cells = list(cells)
-    missing = [cell for cell in cells if not is_done(cell, root)]
+    missing = [cell for cell in cells if not is_known(cell, root, records)]
     for cell in cells:
         if cell not in missing:
-            _check_model(read_json(results_folder(cell, root) / "inputs.json"), model, results_folder(cell, root))
-    total = sum(cell.batches * cell.batch for cell in missing)
+            _check_model(cell, model, root, records)
+    total = sum(cell.edits for cell in missing)
     with tqdm(total=total, unit="fact", disable=quiet or not missing, mininterval=1.0, dynamic_ncols=True) as bar:
         for number, cell in enumerate(missing, 1):
+            if time.monotonic() >= until:
+                break
             bar.set_description(f"cell {number}/{len(missing)} {cell.method} on {cell.data}")
             CellRun(cell, model, root, bar).run()
-    return [load_result(cell, root) for cell in cells]
+    return [load_result(cell, root, records) for cell in cells if cell not in missing or is_done(cell, root)]
 
 
-def _check_model(inputs: dict, model: EditableModel, folder: Path) -> None:
-    if inputs.get("model_fingerprint") != model.fingerprint:
+def _check_model(cell: Cell, model: EditableModel, root: Path, records: Path | None) -> None:
+    if load_result(cell, root, records).provenance.get("model_fingerprint") != model.fingerprint:
+        where = results_folder(cell, root) if is_done(cell, root) else record_path(cell, records)
         raise ValueError(
-            f"{folder} was made with other inputs (model_fingerprint differs): {model.name} is not the model it was; "
-            "delete that folder, or load the model it was made with"
+            f"{where} was made with other inputs (model_fingerprint differs): {model.name} is not the model it was; "
+            "delete it, or load the model it was made with"
         )
 
 
@@ -224,6 +142,8 @@ class CellRun:
         before = self._before(asked)
         drift = self._drift()
         undrifted = paragraph_rows(drift.paragraphs(model), "before") if drift else []
+        unedited = self._xtreme_before()
+        self._take_over()
         covariances = cached_covariance(model, cell.settings.layers, corpus)
 
         with model.restored(cell.settings.layers):
@@ -245,10 +165,23 @@ class CellRun:
             old = [s for part in before for s in part]
             after = ask(model, flat)
             drifted = paragraph_rows(drift.paragraphs(model), "final") if drift else []
+            answered = self._xtreme("final")
         rows = rows_of(flat, old, old, "before") + rows_of(flat, after, old, "final") + undrifted + drifted
-        write_json(self.folder / "final.json", {"rows": rows})
-        files = {name: file_digest(self.folder / name) for name in _sealed_names(cell)}
+        write_json(self.folder / "final.json", {"rows": rows, "xtreme": unedited + answered})
+        files = {name: file_digest(self.folder / name) for name in sealed_names(cell)}
         write_json(self.folder / "done.json", {"dropped": dropped, "files": files})
+
+    def _take_over(self) -> None:
+        """PRUNE's sequence is MEMIT's until it ends: if that one was computed, its batches are taken as they are."""
+        if self.cell.settings.damping is None:
+            return
+        undamped = self.cell.settings.model_copy(update=dict(damping=None))
+        twin = self.cell.model_copy(update=dict(method="memit", settings=undamped))
+        if not is_done(twin, self.folder.parent):
+            return
+        for path in sorted(results_folder(twin, self.folder.parent).glob("batch-*")):
+            if not (self.folder / path.name).exists():
+                shutil.copyfile(path, self.folder / path.name)
 
     def _contexts(self) -> Contexts:
         cell, path = self.cell, self.folder / "contexts.json"
@@ -322,6 +255,40 @@ class CellRun:
             start += len(part)
         return split
 
+    def _xtreme_before(self) -> list[dict]:
+        """XTREME on the unedited model; shared by all cells that ask for the same through a file beside them."""
+        cell = self.cell
+        if not cell.xtreme:
+            return []
+        key = hashlib.sha256(json.dumps([self.model.fingerprint, cell.xtreme, cell.langs]).encode()).hexdigest()[:16]
+        path = self.folder.parent / f"xtreme-{key}.json"
+        try:
+            return read_sealed(path)
+        except (FileNotFoundError, CorruptFile) as error:
+            if isinstance(error, CorruptFile):
+                log.warning("the unedited model is given XTREME's tasks again: %s", error)
+        rows = self._xtreme("before")
+        write_sealed(path, rows)
+        return rows
+
+    def _xtreme(self, when: str) -> list[dict]:
+        """XTREME on the model as it is now, in the cell's languages; what is n/a has no value, JSON has no NaN."""
+        cell = self.cell
+        if not cell.xtreme:
+            return []
+        self.bar.set_postfix_str(f"XTREME, {when}")
+        report = evaluate_xtreme(self.model, langs=tuple(dict.fromkeys(cell.langs)), limit=cell.xtreme)
+        seconds = report.sets.set_index(["task", "lang"])["seconds"]
+        rows = [
+            row | dict(when=when, seconds=float(seconds.get((row["task"], row["lang"]), math.nan)))
+            for row in report.summary.to_dict("records")
+        ]
+        return [
+            {name: None if isinstance(row[name], float) and math.isnan(row[name]) else row[name]
+             for name in XTREME_COLUMNS}
+            for row in rows
+        ]  # fmt: skip
+
     def _drift(self) -> Drift | None:
         """The unedited model on neutral text, in the cell's languages that have some; shared through a file."""
         langs = [lang for lang in dict.fromkeys(self.cell.langs) if lang in neutral_texts()]
@@ -362,7 +329,7 @@ class CellRun:
         stem = self.folder / f"batch-{t:03d}"
         started = time.perf_counter()
         scores = ask(self.model, asked[t])
-        edits = [(s, q) for s in range(t + 1) for q in asked[s] if q.family == "efficacy"]
+        edits = [(s, q) for s in range(t + 1) for q in self._tracked(asked[s], whole=s == t)]
         again = ask(self.model, [q for _, q in edits])
         drifted = paragraph_rows(drift.paragraphs(self.model), "immediate") if drift else []
         seconds = report.seconds | {"measuring": time.perf_counter() - started}
@@ -383,6 +350,11 @@ class CellRun:
         tensors = {f"{layer}.{name}": x for layer, update in updates.items() for name, x in update.tensors().items()}
         measured = file_digest(stem.with_suffix(".json"))
         save_tensors(stem.with_suffix(".safetensors"), tensors, {"measured": measured})
+
+    def _tracked(self, asked: Sequence[Question], whole: bool) -> list[Question]:
+        """The edit prompts of a batch that are asked again after later ones: all, or the first few facts drawn."""
+        edits = [q for q in asked if q.family == "efficacy"]
+        return edits if whole else edits[: self.cell.track]
 
 
 def environment(model: EditableModel) -> dict:

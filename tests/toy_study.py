@@ -53,7 +53,7 @@ def load(langs):
 def sealed(root: Path, of: Cell) -> dict[str, str]:
     """Digests of all files whose bytes are the result."""
     folder = study.results_folder(of, root)
-    return {name: storage.file_digest(folder / name) for name in (*study._sealed_names(of), "done.json")}
+    return {name: storage.file_digest(folder / name) for name in (*study.sealed_names(of), "done.json")}
 
 
 def _child(root: Path, unedited: EditableModel, of: Cell, prepare=lambda: None) -> int:

@@ -1,0 +1,190 @@
+"""What a cell of the study is, and what it leaves: files beside the results, and one small record to keep for good.
+
+A cell's settings hash to its directory. A record is the cell's measurements without the updates' factors, in one
+compressed file with its checksum: enough for every figure and table, where the cell itself is not computed again.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+from pathlib import Path
+
+import pandas as pd
+from pydantic import BaseModel, ConfigDict, Field
+
+from langedit_core.editors import EditSettings
+from langedit_core.languages import CORE
+from langedit_core.metrics import WHEN
+from langedit_core.storage import CorruptFile, file_digest, read_json, read_sealed, write_sealed
+
+log = logging.getLogger(__name__)
+
+ENGINE = 2
+"""Raised whenever the same settings would give other numbers; part of every cell's hash."""
+
+XTREME_COLUMNS = ("task", "lang", "metric", "when", "value", "n", "low", "high", "seconds")
+
+
+class Cell(BaseModel):
+    """One run: a sequence of batches, one language each, by one method."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    model: str
+    data: str
+    method: str
+    settings: EditSettings
+    langs: tuple[str, ...] = CORE
+    rounds: int = Field(1, ge=1, description="how often the sequence of languages is gone through")
+    batch: int = Field(10, ge=1, description="facts per batch")
+    parallel: bool = Field(False, description="the same facts in every language, or different ones")
+    split: str = "edit"
+    prefixes: int = Field(2, ge=0, description="context prefixes per language")
+    prefix_tokens: int = Field(8, ge=1)
+    corpus_limit: int | None = Field(None, ge=1, description="sentences per language for C₀; None takes all")
+    track: int | None = Field(None, ge=1, description="facts per batch asked again after each later one; None: all")
+    xtreme: int = Field(0, ge=0, description="records per XTREME task and language, before and after; 0: none")
+    seed: int = 0
+
+    @property
+    def hash(self) -> str:
+        text = json.dumps(self.model_dump(mode="json"), sort_keys=True, ensure_ascii=False)
+        return hashlib.sha256(f"{ENGINE}|{text}".encode()).hexdigest()[:16]
+
+    @property
+    def label(self) -> str:
+        return f"{self.method} on {self.data}, {self.model}, seed {self.seed}"
+
+    @property
+    def batches(self) -> int:
+        return len(self.langs) * self.rounds
+
+    @property
+    def edits(self) -> int:
+        return self.batches * self.batch
+
+    @property
+    def slug(self) -> str:
+        """The name of everything this cell leaves."""
+        return f"{self.data}-{self.method}-{self.hash}"
+
+
+class CellResult:
+    """What a finished cell measured.
+
+    Attributes:
+        rows: One row per probe, metric and moment: fact, lang, kind, metric, when, value.
+        retention: One row per tracked fact and batch since its own: fact, lang, edited, step, tf.
+        drift: One row per neutral paragraph, metric and batch: fact (the paragraph's name), lang, metric, step, value.
+        xtreme: One row per task, language, metric and moment: value, n, low, high, seconds; empty if not asked for.
+        batches: One row per batch and layer: rank, capacity, relative_update and so on.
+        seconds: One row per batch and phase; timings are kept apart since they differ from run to run.
+        environment: Versions, device, threads of the machine it was computed on.
+    """
+
+    def __init__(self, cell: Cell, parts: dict) -> None:
+        self.cell = cell
+        self.dropped: dict[str, str] = parts["done"]["dropped"]
+        self.provenance: dict = parts["inputs"]
+        self.environment: dict = parts["environment"]
+        measured, final = parts["batches"], parts["final"]
+        rows = pd.DataFrame([row for part in (*measured, final) for row in part["rows"]])
+        self.rows = rows.sort_values("when", key=lambda when: when.map(list(WHEN).index), kind="stable")
+        self.retention = pd.DataFrame([row for part in measured for row in part["retention"]])
+        self.drift = pd.DataFrame([row | {"step": t} for t, part in enumerate(measured) for row in part["drift"]])
+        self.xtreme = pd.DataFrame(final["xtreme"], columns=list(XTREME_COLUMNS))
+        self.xtreme = self.xtreme.astype(dict.fromkeys(("value", "low", "high", "seconds"), float))  # null: NaN
+        self.batches = pd.DataFrame(
+            dict(step=t, lang=cell.langs[t % len(cell.langs)], layer=int(layer), facts=len(part["report"]["facts"]),
+                 steps=sum(part["report"]["steps"]) / max(1, len(part["report"]["steps"])),
+                 converged=part["report"]["converged"], exhausted=len(part["report"]["exhausted"]), **numbers)
+            for t, part in enumerate(measured)
+            for layer, numbers in part["report"]["layers"].items()
+        )  # fmt: skip
+        self.batches["written"] = self.batches["written"].astype(float)  # null, and so NaN, for trained updates
+        self.seconds = pd.DataFrame(
+            dict(step=t, phase=phase, seconds=seconds)
+            for t, phases in enumerate(parts["seconds"])
+            for phase, seconds in phases.items()
+        )
+
+
+def results_folder(cell: Cell, root: Path) -> Path:
+    return root / cell.slug
+
+
+def record_path(cell: Cell, records: Path) -> Path:
+    return records / f"{cell.slug}.json.xz"
+
+
+def sealed_names(cell: Cell) -> list[str]:
+    """Files whose bytes are the result; timings differ from run to run and are not among them."""
+    batches = [f"batch-{t:03d}{suffix}" for t in range(cell.batches) for suffix in (".json", ".safetensors")]
+    return ["contexts.json", "inputs.json", "final.json", *batches]
+
+
+def is_done(cell: Cell, root: Path) -> bool:
+    """Whether the cell's results are complete and unaltered."""
+    folder = results_folder(cell, root)
+    try:
+        sealed = read_json(folder / "done.json")["files"]
+        return all(file_digest(folder / name) == sealed.get(name) for name in sealed_names(cell))
+    except FileNotFoundError:
+        return False
+    except (CorruptFile, KeyError, AttributeError) as error:
+        log.warning("%s is computed again where needed: %r", cell.label, error)
+        return False
+
+
+def has_record(cell: Cell, records: Path | None) -> bool:
+    """Whether a whole record of the cell lies in `records`; a damaged one is passed over with a warning."""
+    try:
+        return records is not None and read_sealed(record_path(cell, records))["inputs"]["engine"] == ENGINE
+    except FileNotFoundError:
+        return False
+    except (CorruptFile, KeyError, TypeError) as error:
+        log.warning("the record of %s is not used: %r", cell.label, error)
+        return False
+
+
+def is_known(cell: Cell, root: Path, records: Path | None = None) -> bool:
+    """Whether `load_result` has something to load."""
+    return is_done(cell, root) or has_record(cell, records)
+
+
+def load_result(cell: Cell, root: Path, records: Path | None = None) -> CellResult:
+    """Results of a finished cell: computed here, or else its record.
+
+    Raises:
+        FileNotFoundError: It was not run to its end, and there is no record.
+    """
+    folder = results_folder(cell, root)
+    if is_done(cell, root):
+        return CellResult(cell, _parts(cell, folder))
+    if has_record(cell, records):
+        return CellResult(cell, read_sealed(record_path(cell, records)))
+    raise FileNotFoundError(f"{cell.label} is not finished ({folder}); run it with `langedit run` or run_cells()")
+
+
+def keep_record(cell: Cell, root: Path, records: Path) -> Path | None:
+    """Write the record of a finished cell, unless it is there already or the cell is not finished."""
+    if has_record(cell, records) or not is_done(cell, root):
+        return None
+    path = record_path(cell, records)
+    write_sealed(path, _parts(cell, results_folder(cell, root)))
+    return path
+
+
+def _parts(cell: Cell, folder: Path) -> dict:
+    """Everything measured, from the files of a finished cell."""
+    batches = [folder / f"batch-{t:03d}.json" for t in range(cell.batches)]
+    return dict(
+        done=read_json(folder / "done.json"),
+        inputs=read_json(folder / "inputs.json"),
+        environment=read_json(folder / "environment.json"),
+        batches=[read_json(path) for path in batches],
+        seconds=[read_json(path.with_suffix(".time.json")) for path in batches],
+        final=read_json(folder / "final.json"),
+    )
