@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import lzma
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -38,9 +39,10 @@ def write_bytes(path: Path, content: bytes) -> None:
 
 
 def write_json(path: Path, content: object) -> None:
-    """Stable bytes: sorted keys, no NaN (JSON has none)."""
+    """Stable bytes: sorted keys, no NaN (JSON has none); compressed if named `.xz`."""
     text = json.dumps(content, ensure_ascii=False, sort_keys=True, indent=1, allow_nan=False)
-    write_bytes(path, (text + "\n").encode())
+    content = (text + "\n").encode()
+    write_bytes(path, lzma.compress(content) if path.suffix == ".xz" else content)
 
 
 def write_sealed(path: Path, content: object) -> None:
@@ -72,10 +74,11 @@ def read_json(path: Path):
         CorruptFile: Not whole.
     """
     try:
-        return json.loads(path.read_text("utf-8"))
+        content = path.read_bytes()
+        return json.loads(lzma.decompress(content) if path.suffix == ".xz" else content)
     except FileNotFoundError:
         raise
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, lzma.LZMAError) as error:
         raise CorruptFile(f"{path} is not whole JSON ({error}); delete it to have it made again") from error
 
 

@@ -419,7 +419,7 @@ def test_unknown_profiles_list_the_known_ones_nearest_first(tmp_path, monkeypatc
         ("name: x", "description"),
         ("name: x\ndescription: d\nmodel: m\nnotebooks: {a: {}}\ngirds: {}", "girds"),
         ("name: x\ndescription: d\nmodel: m\nnotebooks: {}", "notebooks"),
-        ("name: x\ndescription: d\nmodel: m\nnotebooks: {a: {}}\ngrids: {g: {data: [a], methods: [m], s: 1}}", r"g\.0\.s"),
+        ("name: x\ndescription: d\nmodel: m\nnotebooks: {a: {}}\ngrids: {g: {data: [a], methods: [m], s: 1}}", "g.0.s"),
     ],
 )  # fmt: skip
 def test_a_profile_that_makes_no_sense_is_refused_by_the_name_of_the_field(text, message, tmp_path):
