@@ -3,6 +3,7 @@
 PROFILE ?= quick
 MODEL ?=
 DEVICE ?=
+HOURS ?=
 PYTHON ?= python3
 VENV ?= .venv
 JOBS ?= 2
@@ -11,7 +12,7 @@ BIN := $(VENV)/bin
 ENV := $(VENV)/.langedit-installed
 LAB := $(VENV)/.langedit-lab
 LANGEDIT := $(BIN)/python -m langedit_core
-OPTIONS := $(if $(MODEL),--model "$(MODEL)") $(if $(DEVICE),--device "$(DEVICE)")
+OPTIONS := $(if $(MODEL),--model "$(MODEL)") $(if $(DEVICE),--device "$(DEVICE)") $(if $(HOURS),--hours "$(HOURS)")
 # Installed alone first: asked for as a dependency of something else, pip may choose another build of it.
 TORCH := $(shell sed -n 's/^ *"\(torch==[^"]*\)".*/\1/p' pyproject.toml)
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
@@ -20,7 +21,7 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 .PHONY: help env test smoke study report lab bench lint smollm2 clean
 
 help: ## this list
-	@echo "make TARGET [PROFILE=$(PROFILE)] [MODEL=name or folder] [DEVICE=cpu|cuda:0] [PYTHON=$(PYTHON)] [VENV=$(VENV)] [JOBS=$(JOBS)]"
+	@echo "make TARGET [PROFILE=$(PROFILE)] [MODEL=name or folder] [DEVICE=cpu|cuda:0] [HOURS=n] [PYTHON=$(PYTHON)] [VENV=$(VENV)] [JOBS=$(JOBS)]"
 	@awk -F ':.*## ' '/^[a-z0-9]+:.*## / { printf "  %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 env: $(ENV) ## create the environment in VENV with the pinned versions of pyproject.toml
@@ -42,7 +43,7 @@ lint: $(ENV) ## check style of code and notebooks
 smoke: $(ENV) ## run the smallest profile through all notebooks into a temporary folder
 	out=$$(mktemp -d) && trap 'rm -rf "$$out"' EXIT && $(LANGEDIT) run --profile smoke --output-path "$$out" $(OPTIONS)
 
-study: $(ENV) ## run the notebooks of PROFILE and render reports/PROFILE; finished cells are not computed again
+study: $(ENV) ## run the notebooks of PROFILE and render reports/PROFILE; finished cells are not computed again, none begun after HOURS
 	$(LANGEDIT) run --profile $(PROFILE) $(OPTIONS)
 
 report: $(ENV) ## render reports/PROFILE again from the notebooks already executed

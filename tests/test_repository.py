@@ -15,6 +15,8 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 from langedit_core.notebooks import check_notebook, find_notebooks
+from langedit_core.profiles import load_profile
+from langedit_core.results import has_record, record_path
 
 ROOT = Path(__file__).resolve().parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
@@ -141,3 +143,14 @@ def test_readme_shows_the_committed_tables():
     script = ROOT / "scripts" / "readme.py"
     checked = subprocess.run([sys.executable, str(script), "--check"], capture_output=True, text=True)
     assert checked.returncode == 0, checked.stderr
+
+
+def test_every_committed_record_is_whole_and_belongs_to_a_cell_of_its_profile():
+    records = sorted((ROOT / "reports").glob("*/records/*"))
+    for path in records:
+        profile = load_profile(path.parents[1].name)
+        assert profile.partial
+        known = {record_path(cell, path.parent): cell for group in profile.grids for cell in profile.cells(group)}
+        assert path in known, f"{path.name} belongs to no cell of profile {profile.name}; compute it again"
+        assert has_record(known[path], path.parent)
+    assert sum(path.stat().st_size for path in records) < 20_000_000
