@@ -73,10 +73,10 @@ def run(
     chosen = load_profile(profile)
     root = output_path or REPOSITORY
     if dry_run:
-        from langedit_core import estimate
+        from langedit_core.dryrun import told
 
         models = [model] if model else chosen.models
-        typer.echo(estimate.dry_run(chosen, models, root, device=device or chosen.device, tflops=tflops))
+        typer.echo(told(chosen, models, root, device=device or chosen.device, tflops=tflops))
         return
     if model is None and len(chosen.models) > 1:
         for each in chosen.models:

@@ -22,10 +22,8 @@ from langedit_core.editors import EditSettings
 from langedit_core.metrics import questions
 from langedit_core.models import architecture_of
 from langedit_core.packaged import PACKAGED
-from langedit_core.profiles import Profile
 from langedit_core.records import Fact, FactSet
-from langedit_core.results import Cell, is_known
-from langedit_core.study import load_data
+from langedit_core.results import Cell
 
 PUBLISHED: dict[str, dict] = {
     "EleutherAI/gpt-j-6b": dict(
@@ -51,6 +49,7 @@ EFFICIENCY = (
 )  # of a large product's throughput; benchmarks/README.md has 1/3.6 = 0.28 for values on two cores
 DOUBLE_EFFICIENCY = (0.05, 1.0)  # of decompositions counted as 9 d³: near 1 on two cores (as above), low on a GPU
 DOUBLE_OVER_SINGLE = 0.5  # float64 where only --tflops is known; data-centre GPUs. Others: 1/32 and less
+UNION = 8  # words of a restricted softmax, in units of those kept per position: a few thousand where 512 are kept
 XTREME_COLUMNS = 300  # per record, beside the solved examples that a set's records share
 XTREME_TASKS = 4
 DRIFT_TOKENS = 32  # of each neutral paragraph, one of two scored
@@ -208,7 +207,7 @@ def memory(
     }
     # The mean as a copy, eigenvectors, and twice a matrix for the solver, one layer at a time.
     workspace = 4 * square if decomposed else square if pays else 0.0
-    facts = min(settings.microbatch or cell.batch, cell.batch)
+    facts = 1 if settings.one_by_one else min(settings.microbatch or cell.batch, cell.batch)
     whole, single = (_activations(shapes, cell, batches, count, size) for count in (facts, 1))
     held = sum(parts.values())
     return parts | {
@@ -232,9 +231,15 @@ def _activations(shapes: Shapes, cell: Cell, batches: Sequence[Texts], facts: in
     context = cell.prefix_tokens if cell.prefixes else 0
     # Keys and values of all columns: the prefix's in every layer, and those joined for a pass in every layer above.
     attended = rows * (length + context) * 2 * shapes.d_model * size * (shapes.n_layers + above)
-    words = settings.values.vocabulary or shapes.vocabulary
+    words = _words(shapes, settings)
     logits = size * (3.0 * (rows * targets + facts) * words + 2.0 * facts * shapes.vocabulary)
     return columns * above * per_column + attended + logits
+
+
+def _words(shapes: Shapes, settings: EditSettings) -> int:
+    """Words a softmax runs over while values are optimised."""
+    kept = settings.values.vocabulary
+    return shapes.vocabulary if kept is None else min(shapes.vocabulary, UNION * kept)
 
 
 def _first(settings: EditSettings) -> int:
@@ -269,7 +274,7 @@ def work(shapes: Shapes, cell: Cell, batches: Sequence[Texts], passes: float) ->
     return found
 
 
-def _forward(shapes: Shapes, columns: float, positions: float = 0) -> float:
+def _forward(shapes: Shapes, columns: int | float, positions: int | float = 0) -> float:
     """All layers on some columns, the head at some positions."""
     return 2.0 * (shapes.layer * shapes.n_layers * columns + shapes.head * positions)
 
@@ -288,7 +293,7 @@ def _values(shapes: Shapes, cell: Cell, texts: Texts, passes: float) -> float:
     above = shapes.layer * (shapes.n_layers - 1 - _first(settings)) * (columns + texts.facts)
     head = shapes.head * positions
     if values.vocabulary is not None:  # all words once at the start and once at the stopping test
-        setup, head = setup + 4.0 * head, values.vocabulary * shapes.d_model * positions
+        setup, head = setup + 4.0 * head, _words(shapes, settings) * shapes.d_model * positions
     return setup + max(1, passes * values.steps) * 4.0 * (above + head)
 
 
@@ -305,7 +310,7 @@ def _keys(shapes: Shapes, cell: Cell, texts: Texts) -> float:
     runs = layers[-1] + 1 + layers[-1] - layers[0] + len(layers)
     if cell.settings.spread == "residual":  # what is missing is measured at the last layer, before each update
         runs += sum(layers[-1] - layer + 1 for layer in layers)
-    return 2.0 * shapes.layer * runs * _context_columns(cell, texts)
+    return 2.0 * shapes.layer * runs * (_context_columns(cell, texts) + (1 + cell.prefixes) * texts.facts)
 
 
 def _solve(shapes: Shapes, cell: Cell, texts: Texts, number: int) -> float:
@@ -366,7 +371,7 @@ class Rate:
     source: str
 
     @classmethod
-    def given(cls, tflops: float) -> Rate:
+    def given(cls, tflops: int | float) -> Rate:
         if not tflops > 0:
             raise ValueError(f"--tflops is {tflops}; expected the device's float32 TFLOP/s, for example 60")
         told = f"{tflops:g} TFLOP/s in float32 as given, {DOUBLE_OVER_SINGLE:g} of that in float64 (data-centre GPUs)"
@@ -398,119 +403,3 @@ def _product_rate(device: str, dtype: torch.dtype) -> float:
         wait()
         best = min(best, time.perf_counter() - start)
     return 2.0 * n**3 / best
-
-
-# --- the report -------------------------------------------------------------------------------------------------------
-
-
-def dry_run(
-    profile: Profile, models: Sequence[str], root: Path, *, device: str = "auto", tflops: float | None = None
-) -> str:
-    """What `langedit run` would do: its cells, and per model memory and time; reads results, writes nothing.
-
-    Args:
-        profile: The profile.
-        models: Its models, or the one asked for.
-        root: Folder with `results/` and `reports/`.
-        device: Where throughput is measured if it is not given.
-        tflops: The device's float32 throughput, for a machine other than this one.
-    """
-    rate = Rate.measured(device) if tflops is None else Rate.given(tflops)
-    texts = _AllTexts()
-    listed, told = [f"{'state':7} {'edits':>5} {'batches':>7} {'seed':>4}  method on data, model"], []
-    for model in models:
-        records = root / "reports" / profile.folder(model) / "records" if profile.partial else None
-        cells = [cell for group in profile.grids for cell in profile.cells(group, model)]
-        missing = [cell for cell in cells if not is_known(cell, root / "results", records)]
-        listed += [
-            f"{'missing' if cell in missing else 'done':7} {cell.edits:5} {cell.batches:7} {cell.seed:4}  "
-            f"{cell.method} on {cell.data}, {model}"
-            for cell in cells
-        ]
-        told += ["", *_about(model, cells, missing, texts, rate)]
-    return "\n".join([f"profile {profile.name}: {profile.description}", "", *listed, *told, "", *_assumptions(rate)])
-
-
-class _AllTexts:
-    """Data sets and texts, each read once for all models and methods."""
-
-    def __init__(self) -> None:
-        self.data: dict[tuple, FactSet | str] = {}
-        self.texts: dict[tuple, list[Texts] | str] = {}
-
-    def of(self, cell: Cell) -> tuple[FactSet, list[Texts]] | str:
-        """The cell's data and texts, or why there are none."""
-        name = (cell.data, cell.langs)
-        key = (*name, cell.batch, cell.rounds, cell.split, cell.seed, cell.parallel)
-        try:
-            if name not in self.data:
-                self.data[name] = load_data(*name)
-            if key not in self.texts:
-                self.texts[key] = texts_of(cell, self.data[name])
-        except (FileNotFoundError, ValueError) as error:
-            where = self.texts if name in self.data else self.data
-            where[key if name in self.data else name] = f"{cell.data}: {error}"
-        found = self.data[name] if isinstance(self.data[name], str) else self.texts[key]
-        return found if isinstance(found, str) else (self.data[name], found)
-
-
-def _about(model: str, cells: Sequence[Cell], missing: Sequence[Cell], texts: _AllTexts, rate: Rate) -> list[str]:
-    """Memory and time of one model."""
-    try:
-        shapes = shapes_of(model)
-    except FileNotFoundError as error:
-        return [f"{model}: {len(missing)} of {len(cells)} cells to compute; not estimated: {error}"]
-    lines = [
-        f"{model}: {shapes.model_type}, {shapes.parameters / 1e9:.3g} billion parameters, {shapes.n_layers} layers, "
-        f"d_model {shapes.d_model}, d_ff {shapes.d_ff}, from {shapes.source}"
-    ]
-    found = {cell: texts.of(cell) for cell in missing}
-    ready = [(cell, *x) for cell, x in found.items() if not isinstance(x, str)]
-    lines += [f"  cannot run yet: {why}" for why in dict.fromkeys(x for x in found.values() if isinstance(x, str))]
-    if not ready:
-        return [*lines, "  nothing to estimate" if missing else "  all cells are done"]
-    need = {cell: memory(shapes, cell, batches) for cell, _, batches in ready}
-    rows: dict[str, dict[str, float]] = {}
-    for cell, parts in need.items():
-        rows[cell.method] = max(rows.get(cell.method, parts), parts, key=lambda p: p["peak"])
-    lines.append(f"  {'memory, GB':17}" + "".join(f"{part:>12}" for part in next(iter(rows.values()))))
-    for method, parts in rows.items():
-        lines.append(f"  {method:17}" + "".join(f"{x / 1e9:12.2f}" for x in parts.values()))
-    ends = []
-    for high in (False, True):
-        total: dict[str, float] = {"shared": rate.seconds({"": shared_work(shapes, ready)}, high)[""]}
-        for cell, _, batches in ready:
-            passes = 1.0 if high else PASSES[cell.settings.values.optimiser]
-            for part, seconds in rate.seconds(work(shapes, cell, batches, passes), high).items():
-                total[part] = total.get(part, 0.0) + seconds
-        ends.append(total)
-    low, high = ends
-    lines += [f"  {'time, ' + part:22} {span(low[part], high[part])}" for part in low]
-    skipped = f", {len(missing) - len(ready)} others not counted" if len(missing) > len(ready) else ""
-    whole = span(sum(low.values()), sum(high.values()))
-    lines.append(f"  {'time in all':22} {whole} for {len(ready)} cells on one device{skipped}")
-    return lines
-
-
-def _assumptions(rate: Rate) -> list[str]:
-    (least, most), (double_least, double_most) = EFFICIENCY, DOUBLE_EFFICIENCY
-    return [
-        "assumptions (an estimate, not a measurement; disk, download and loading of weights are left out):",
-        f"  throughput {rate.source}",
-        f"  {least:.0%} to {most:.0%} of it for layers and head, {double_least:.0%} to {double_most:.0%} for float64 "
-        "decompositions at 9 d³ FLOPs",
-        f"  passes per fact: low end {PASSES['adam']:.0%} (Adam) or {PASSES['trust']:.0%} (trust region) of the steps "
-        "allowed, high end all of them",
-        f"  {BYTES_PER_TOKEN:g} UTF-8 bytes per token; XTREME {XTREME_COLUMNS} tokens per record; attention scores and "
-        "padding are not counted",
-        "  memory: float32 weights, float64 statistics, all on one device; peak: a micro-batch of the longest facts, "
-        "least: one such fact",
-        "  at a time, since values halve their micro-batch where memory runs out; statistics cannot shrink",
-    ]
-
-
-def span(low: float, high: float) -> str:
-    """A range of seconds in the unit that suits its upper end."""
-    units = {"days": 86400, "hours": 3600, "minutes": 60, "seconds": 1}
-    name, unit = next(((name, unit) for name, unit in units.items() if high >= 2 * unit), ("seconds", 1))
-    return f"{low / unit:.2g} to {high / unit:.2g} {name}"
