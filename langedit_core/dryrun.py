@@ -16,6 +16,7 @@ from langedit_core.estimate import (
     XTREME_COLUMNS,
     Rate,
     Texts,
+    corpus_tokens,
     memory,
     shapes_of,
     shared_work,
@@ -98,6 +99,11 @@ def _about(model: str, cells: Sequence[Cell], missing: Sequence[Cell], texts: _A
     lines += [f"  cannot run yet: {why}" for why in dict.fromkeys(x for x in found.values() if isinstance(x, str))]
     if not ready:
         return [*lines, "  nothing to estimate" if missing else "  all cells are done"]
+    corpora = {cell.data: corpus_tokens(cell, data) for cell, data, _ in ready}
+    lines += [
+        f"  C0 of {data}: a mean over about {count} tokens" + (", singular below d_ff" if count < shapes.d_ff else "")
+        for data, count in corpora.items()
+    ]
     need = {cell: memory(shapes, cell, batches) for cell, _, batches in ready}
     rows: dict[str, dict[str, float]] = {}
     for cell, parts in need.items():

@@ -341,6 +341,12 @@ def _xtreme(shapes: Shapes, cell: Cell) -> float:
     return _forward(shapes, cell.xtreme * XTREME_TASKS * len(set(cell.langs)) * XTREME_COLUMNS)
 
 
+def corpus_tokens(cell: Cell, data: FactSet) -> int:
+    """Tokens that C₀ is a mean over; fewer than `d_ff` leave it singular."""
+    texts = (text for lang in set(cell.langs) for text in data.corpus[lang][: cell.corpus_limit])
+    return sum(min(128, tokens(text)) for text in texts)
+
+
 def shared_work(shapes: Shapes, cells: Iterable[tuple[Cell, FactSet, Sequence[Texts]]]) -> float:
     """FLOPs of what cells of one model share through files: covariances, and the unedited model's answers."""
     answers: dict[tuple, float] = {}
@@ -352,8 +358,7 @@ def shared_work(shapes: Shapes, cells: Iterable[tuple[Cell, FactSet, Sequence[Te
         answers["xtreme", cell.langs, cell.xtreme] = _xtreme(shapes, cell)
         corpus = (cell.data, cell.langs, cell.corpus_limit)
         if corpus not in columns:
-            texts = (text for lang in set(cell.langs) for text in data.corpus[lang][: cell.corpus_limit])
-            columns[corpus] = sum(min(128, tokens(text)) for text in texts)
+            columns[corpus] = corpus_tokens(cell, data)
         layers.setdefault(corpus, set()).update(cell.settings.layers)
     covariances = sum(
         2.0 * columns[corpus] * (shapes.layer * (max(found) + 1) + len(found) * shapes.d_ff**2)

@@ -59,6 +59,13 @@ def test_a_dry_run_lists_cells_memory_and_time_of_every_model(untouched, tmp_pat
     assert "assumptions" in said and "60 TFLOP/s" in said
 
 
+def test_a_dry_run_warns_of_a_corpus_too_small_for_the_width(untouched, tmp_path):
+    for limit, singular in ((5, 3), (None, 0)):
+        path = own_profile(tmp_path, langs=["en", "de", "nl", "es", "fr", "zh"], corpus_limit=limit or 10**6)
+        said = dry_run("--profile", path, "--output-path", untouched)
+        assert said.count("C0 of atlas: a mean over about") == 3 and said.count("singular below d_ff") == singular
+
+
 def test_a_dry_run_knows_what_is_done(untouched, tmp_path, monkeypatch):
     monkeypatch.setattr(dryrun, "is_known", lambda of, *_: of.method == "langedit")
     said = dry_run("--profile", own_profile(tmp_path), "--output-path", untouched, "--model", "EleutherAI/gpt-j-6b")

@@ -234,6 +234,13 @@ def test_a_covariance_is_counted_once_however_many_cells_use_it(batch):
     assert twice == once > 0
 
 
+def test_a_corpus_is_as_long_as_its_sentences_up_to_the_cut():
+    data, languages = toy.fact_set(("en", "de")), cell(langs=("en", "de", "en"))
+    assert estimate.corpus_tokens(languages, data) == 2 * sum(map(estimate.tokens, conftest.SENTENCES))
+    first = languages.model_copy(update={"corpus_limit": 1})
+    assert estimate.corpus_tokens(first, data) == 2 * estimate.tokens(conftest.SENTENCES[0])
+
+
 def test_a_token_is_counted_by_its_bytes():
     assert estimate.tokens("") == 0
     assert estimate.tokens("Oslo") == math.ceil(4 / estimate.BYTES_PER_TOKEN)
