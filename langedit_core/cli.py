@@ -55,6 +55,12 @@ def run(
     part: Annotated[
         str | None, typer.Option("--part", help="2/3: the second of three shares, for as many processes; no reports")
     ] = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="list the cells, estimate memory and time; load and write nothing")
+    ] = False,
+    tflops: Annotated[
+        float | None, typer.Option("--tflops", help="with --dry-run: float32 TFLOP/s of a device that is not here")
+    ] = None,
 ) -> None:
     """Compute a profile's cells (finished ones are not computed again), run its notebooks, render its reports."""
     from langedit_core.models import load_model
@@ -66,9 +72,20 @@ def run(
     until = math.inf if hours is None else time.monotonic() + 3600 * hours
     chosen = load_profile(profile)
     root = output_path or REPOSITORY
-    results, reports = root / "results", root / "reports" / chosen.name
-    records = reports / "records" if chosen.partial else None
+    if dry_run:
+        from langedit_core.dryrun import told
+
+        models = [model] if model else chosen.models
+        typer.echo(told(chosen, models, root, device=device or chosen.device, tflops=tflops))
+        return
+    if model is None and len(chosen.models) > 1:
+        for each in chosen.models:
+            left = None if hours is None else max(0.0, (until - time.monotonic()) / 3600)
+            run(profile, each, device, output_path, left, part)
+        return
     name = model or chosen.model
+    results, reports = root / "results", root / "reports" / chosen.folder(name)
+    records = reports / "records" if chosen.partial else None
     # Seed by seed: a run that is stopped leaves comparisons of all methods rather than one method with all seeds.
     cells = sorted((c for group in chosen.grids for c in chosen.cells(group, name)), key=lambda cell: cell.seed)
     waiting = [cell for cell in cells if not is_known(cell, results, records)]
@@ -80,7 +97,7 @@ def run(
         for cell in cells:
             keep_record(cell, results, records)
     left = sum(not is_known(cell, results, records) for cell in cells)
-    if part or (left and not chosen.partial):
+    if part or (left and (left == len(cells) or not chosen.partial)):
         say(f"{len(cells) - left} of {len(cells)} cells are finished; the same command goes on with the others")
         return
     # Relative to the notebooks, where kernels run: a page says nothing about the machine it was made on.
@@ -105,14 +122,17 @@ def report(profile: ProfileOption = "quick", output_path: OutputOption = None) -
     from langedit_core.rendering import render, write_index
 
     chosen = load_profile(profile)
-    reports = (output_path or REPOSITORY) / "reports" / chosen.name
-    executed = find_notebooks(reports / "executed")
-    if missing := [stem for stem in chosen.notebooks if stem not in executed]:
-        raise FileNotFoundError(f"not executed yet: {', '.join(missing)}; run `langedit run --profile {profile}` first")
-    line = provenance(chosen.name, chosen.model)
-    entries = [render(executed[stem], reports / f"{stem}.html", provenance=line) for stem in chosen.notebooks]
-    write_index(reports, entries, provenance=line)
-    say(f"rendered {len(entries)} reports into {reports.resolve()}")
+    for model in chosen.models:
+        reports = (output_path or REPOSITORY) / "reports" / chosen.folder(model)
+        executed = find_notebooks(reports / "executed")
+        if missing := [stem for stem in chosen.notebooks if stem not in executed]:
+            raise FileNotFoundError(
+                f"not executed yet: {', '.join(missing)}; run `langedit run --profile {profile}` first"
+            )
+        line = provenance(chosen.name, model)
+        entries = [render(executed[stem], reports / f"{stem}.html", provenance=line) for stem in chosen.notebooks]
+        write_index(reports, entries, provenance=line)
+        say(f"rendered {len(entries)} reports into {reports.resolve()}")
 
 
 @app.command()

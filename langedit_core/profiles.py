@@ -9,7 +9,7 @@ import functools
 from pathlib import Path
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from langedit_core.editors import METHODS, EditSettings, settings_for
 from langedit_core.errors import unknown
@@ -45,6 +45,7 @@ class Profile(BaseModel):
     """One size of the study.
 
     Attributes:
+        models: The models it is run for, one after the other; a file with one says `model`.
         notebooks: Notebook stem -> parameters passed to it, beside PROFILE.
         grids: Name of a notebook's cell group -> its grids, of which one may be written without the list.
         partial: Reports show the finished cells and name the others, where all together take days.
@@ -54,11 +55,20 @@ class Profile(BaseModel):
 
     name: str
     description: str
-    model: str
+    models: tuple[str, ...] = Field(min_length=1)
     device: str = "auto"
     notebooks: dict[str, dict[str, str | int | float | bool | None]] = Field(min_length=1)
     grids: dict[str, tuple[Grid, ...]] = Field(default_factory=dict)
     partial: bool = False
+
+    @model_validator(mode="before")
+    @classmethod
+    def _one_model_is_a_list_of_one(cls, content: object) -> object:
+        if not isinstance(content, dict) or "model" not in content:
+            return content
+        if "models" in content:
+            raise ValueError("a profile has either `model` or `models`, not both")
+        return {name: x for name, x in content.items() if name != "model"} | {"models": (content["model"],)}
 
     @field_validator("grids", mode="before")
     @classmethod
@@ -66,6 +76,15 @@ class Profile(BaseModel):
         if not isinstance(grids, dict):
             return grids
         return {name: grid if isinstance(grid, list | tuple) else (grid,) for name, grid in grids.items()}
+
+    @property
+    def model(self) -> str:
+        """The only model, or the first of several."""
+        return self.models[0]
+
+    def folder(self, model: str) -> str:
+        """Name of the folder for reports on `model`: one per profile, or per model where there are several."""
+        return self.name if len(self.models) == 1 else f"{self.name}-{model.rsplit('/', 1)[-1].lower()}"
 
     def cells(self, group: str, model: str | None = None) -> list[Cell]:
         """The cells of one group, in a fixed order: grid, data, method, seed.
