@@ -10,6 +10,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 
 from langedit_core.interference import by_language, changes, followed, kept, matrix, periods, same_and_other
@@ -178,6 +179,39 @@ class Study:
         """Methods that were run on a data set, in the profile's order."""
         return list(dict.fromkeys(r.cell.method for r in self.results if r.cell.data == data))
 
+    @property
+    def sequences(self) -> list[str]:
+        """Data sets edited in more than one batch, where a later batch can do something to an earlier one."""
+        return [data for data in self.datasets if self.cell(data).batches > 1]
+
+    def compared(self, reference: str) -> list[str]:
+        """Data sets on which `reference` and another method edited the same facts."""
+        return [
+            data
+            for data in self.datasets
+            if any(self._seeds(data, reference) & self._seeds(data, m) for m in self.methods_of(data) if m != reference)
+        ]
+
+    def design(self) -> pd.DataFrame:
+        """What was run: per data set languages, batches, edits of a run, methods, seeds, and runs that are missing."""
+        rows = []
+        for data in self.datasets:
+            cell, methods = self.cell(data), self.methods_of(data)
+            seeds = {r.cell.seed for r in self.results if r.cell.data == data}
+            runs = sum(len(self._seeds(data, method)) for method in methods)
+            rows.append(
+                {
+                    "data": data,
+                    "languages": " ".join(cell.langs),
+                    "batches": cell.batches,
+                    "facts per batch": cell.batch,
+                }
+                | {"edits per run": cell.batches * cell.batch, "facts": "the same" if cell.parallel else "different"}
+                | {"methods": len(methods), "seeds": len(seeds)}
+                | {"runs missing": len(self.methods) * len(seeds) - runs}
+            )
+        return pd.DataFrame(rows)
+
     def cell(self, data: str, method: str | None = None) -> Cell:
         """The design all cells of a data set share; method and seed are those of the first one."""
         return next(r.cell for r in self.results if r.cell.data == data and method in (None, r.cell.method))
@@ -320,7 +354,7 @@ class Study:
     def throughput(self) -> pd.DataFrame:
         """Edits per minute of each method, median over batches, with and without measuring, and on what machine.
 
-        Columns method, machine, and per data set its name and "… measured"; what a machine did not run is NaN.
+        Columns method, per data set its name and "… measured", machine; what a machine did not run is empty.
         """
         parts = []
         for r in self.results:
@@ -333,7 +367,8 @@ class Study:
         found = pd.concat(parts)
         wide = found.pivot_table(index=["method", "machine"], columns="column", values="rate", aggfunc="median")
         columns = [c for data in self.datasets for c in (data, f"{data}, measured")]
-        wide = wide.reindex(columns=columns).reset_index().rename_axis(columns=None)
+        wide = wide.reindex(columns=columns).map(lambda rate: "" if np.isnan(rate) else f"{rate:.1f}")
+        wide = wide.reset_index().rename_axis(columns=None)[["method", *columns, "machine"]]
         return wide.sort_values("method", key=lambda m: m.map(self.methods.index), kind="stable", ignore_index=True)
 
     def xtreme(self, data: str) -> pd.DataFrame:
@@ -381,6 +416,20 @@ class Study:
                 rows.append(row | dict(all=told, n=values.at["all", "n"], seconds=f"{seconds:.0f}" if seconds else "–"))
         return pd.DataFrame(rows)
 
+    def xtreme_seconds(self) -> pd.DataFrame:
+        """Per task: records of one evaluation, its seconds (median over evaluations), and where it is n/a."""
+        rows = []
+        for data in self.datasets:
+            found = self.xtreme(data)
+            for task, part in found[~found["task"].isin(["xtreme"]) & (found["lang"] != "all")].groupby(
+                "task", sort=False
+            ):
+                once = part.groupby(["method", "when"])[["n", "seconds"]].sum()
+                lacking = ", ".join(dict.fromkeys(part[part["n"] == 0]["lang"]))
+                told = {"data": data, "task": task, "records": int(once["n"].max()), "n/a in": lacking or "–"}
+                rows.append(told | {"seconds": once["seconds"].median()})
+        return pd.DataFrame(rows)
+
     def xtreme_changes(self, data: str) -> dict[str, pd.DataFrame]:
         """Per task, methods × languages: final − before in points; NaN where a language lacks the task."""
         wide = self.xtreme(data).pivot(index=["task", "method", "lang"], columns="when", values="value")
@@ -413,7 +462,11 @@ class Study:
 def machine(environment: Mapping) -> str:
     """One line about where a cell was run."""
     threads = environment.get("threads")
-    parts = [environment.get("device"), environment.get("machine"), threads and f"{threads} threads"]
+    parts = [
+        environment.get("device"),
+        environment.get("machine"),
+        threads and f"{threads} thread{'s' * (threads > 1)}",
+    ]
     if torch := environment.get("versions", {}).get("torch"):
         parts.append(f"torch {torch}")
     return ", ".join(str(part) for part in parts if part) or "not recorded"

@@ -197,7 +197,7 @@ def method_dots(
 def sequence_lines(frame: pd.DataFrame, panels: Mapping[str, str], *, title: str = "") -> Figure:
     """What changes from batch to batch: a line per method, a panel per quantity.
 
-    Axes begin at 0, unless one method is an order of magnitude above the middle one; then they are logarithmic.
+    Axes begin at 0, unless one method is more than five times above the middle one; then they are logarithmic.
 
     Args:
         frame: Columns method, step, lang and those in `panels`; one row per method and step.
@@ -353,7 +353,9 @@ def heatmaps(
     values = np.stack([matrix.to_numpy(float) for matrix in panels.values()])
     low, high = limits or _colour_limits(values, centre, share=0.95)
     inches = (WIDTH - 1.6) / columns  # of a panel
-    height = np.clip(inches * rows / wide, 0.24 * min(rows, 12), inches) if wide <= 12 else inches
+    height = min(
+        inches, np.clip(inches * rows / wide, 0.24 * rows, 0.5 * rows)
+    )  # square cells, if neither flat nor huge
     text = max((len(f"{v:{fmt}}") for v in values[np.isfinite(values)]), default=1)
     size = min(8.0, inches / wide * 72 / (0.68 * text), height / rows * 72 * 0.75)
     with style():
@@ -363,7 +365,7 @@ def heatmaps(
             image = _draw_matrix(
                 axes, matrix, (low, high), centre is not None, size if size >= 5 else None, missing, fmt
             )
-            axes.set_title(name, fontsize=10)
+            axes.set_title(name, fontsize=min(10, inches * 72 / (0.66 * len(name))))
         for axes in grid.flat[len(panels) :]:
             axes.set_axis_off()
         for axes in grid.flat[max(0, len(panels) - columns) : len(panels)]:
@@ -464,8 +466,8 @@ def _dash(method: str) -> str:
 
 
 def _one_dwarfs_the_others(tops: pd.Series) -> bool:
-    """Whether the largest is an order of magnitude above the middle one."""
-    return bool(len(tops) > 2 and tops.max() > 10 * tops.median())
+    """Whether the largest is more than five times the middle one."""
+    return bool(len(tops) > 2 and tops.max() > 5 * tops.median())
 
 
 def _name_ends(axes: Axes, ends: Mapping[str, tuple[float, float, str]], gap: float) -> None:
@@ -509,8 +511,8 @@ def _draw_matrix(
     values = matrix.to_numpy(float)
     colours = matplotlib.colormaps["PuOr_r" if diverging else "cividis"].with_extremes(bad="#DDDDDD")
     image = axes.imshow(values, cmap=colours, vmin=limits[0], vmax=limits[1], aspect="auto")
-    for axis, labels in ((axes.yaxis, matrix.index), (axes.xaxis, matrix.columns)):
-        every = 1 if len(labels) <= 20 else -(-len(labels) // 6)
+    for axis, labels, most in ((axes.yaxis, matrix.index, 6), (axes.xaxis, matrix.columns, 3)):
+        every = 1 if len(labels) <= 12 else -(-len(labels) // most)
         axis.set_ticks(range(0, len(labels), every), [str(label) for label in labels[::every]])
     axes.grid(visible=False)
     if size is not None:

@@ -71,7 +71,7 @@ GAIN = {claim.metric: claim.points for claim in CLAIMS[:2]}
 
 def claims() -> pd.DataFrame:
     """The paper's numbers as a table."""
-    return pd.DataFrame(asdict(claim) for claim in CLAIMS)
+    return pd.DataFrame(asdict(claim) | {"points": f"{claim.points:.2f}"} for claim in CLAIMS)
 
 
 def beside(study: Study) -> pd.DataFrame:

@@ -24,8 +24,7 @@ FULL = {  # columns of the full table: metric to heading
     "portability_tf": "portability",
     "drift_kl": "drift KL",
 }
-DENSE = 7  # tables with more columns are set smaller and may break lines, so that a page holds them,
-LONG = 60  # and so are tables with a cell of more characters
+WIDE = 95  # characters a page holds side by side; wider tables are set smaller and may break lines
 _LATEX = {c: "\\" + c for c in "&%$#_{}"}
 _LATEX |= {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"}
 
@@ -118,12 +117,13 @@ def latex_table(frame: pd.DataFrame) -> str:
 def html_table(frame: pd.DataFrame) -> str:
     """An HTML table with every cell escaped and class `num` on the cells of number columns; wide ones are `dense`."""
     right = _right(frame)
-    longest = max((len(_show(v)) for cells in frame.itertuples(index=False) for v in cells), default=0)
-    dense = len(frame.columns) > DENSE or longest > LONG
+    longest = [max((len(_show(v)) for v in (name, *frame[name])), default=0) for name in frame]
+    dense = sum(longest) + 1.5 * len(longest) > WIDE
 
     def text(value: str) -> str:
-        """Where lines may break, an interval or a pair of numbers stays whole."""
-        return re.sub(r"(?<=\d)(,| →) (?=[-+\d])", whole, html.escape(value)) if dense else html.escape(value)
+        """Where lines may break, an interval, a pair of numbers or "n = 60" stays whole."""
+        value = html.escape(value)
+        return re.sub(r"(?<=\d)(,| →) (?=[-+\d])|n = (?=\d)", whole, value) if dense else value
 
     def whole(found: re.Match) -> str:
         return found[0].replace(" ", "&nbsp;")
