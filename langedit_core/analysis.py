@@ -193,12 +193,12 @@ class Study:
         ]
 
     def design(self) -> pd.DataFrame:
-        """What was run: per data set languages, batches, edits of a run, methods, seeds, and runs that are missing."""
+        """What was run: per data set languages, batches, edits of a run, methods, seeds, runs that are not finished."""
         rows = []
         for data in self.datasets:
             cell, methods = self.cell(data), self.methods_of(data)
             seeds = {r.cell.seed for r in self.results if r.cell.data == data}
-            runs = sum(len(self._seeds(data, method)) for method in methods)
+            missing = sum(cell.data == data for cell in self.missing)
             rows.append(
                 {
                     "data": data,
@@ -208,7 +208,7 @@ class Study:
                 }
                 | {"edits per run": cell.batches * cell.batch, "facts": "the same" if cell.parallel else "different"}
                 | {"methods": len(methods), "seeds": len(seeds)}
-                | {"runs missing": len(self.methods) * len(seeds) - runs}
+                | {"runs": sum(r.cell.data == data for r in self.results), "not finished": missing}
             )
         return pd.DataFrame(rows)
 
@@ -461,12 +461,6 @@ class Study:
 
 def machine(environment: Mapping) -> str:
     """One line about where a cell was run."""
-    threads = environment.get("threads")
-    parts = [
-        environment.get("device"),
-        environment.get("machine"),
-        threads and f"{threads} thread{'s' * (threads > 1)}",
-    ]
-    if torch := environment.get("versions", {}).get("torch"):
-        parts.append(f"torch {torch}")
-    return ", ".join(str(part) for part in parts if part) or "not recorded"
+    threads, torch = environment["threads"], environment["versions"]["torch"]
+    parts = [environment["device"], environment["machine"], f"{threads} thread" + "s" * (threads > 1), f"torch {torch}"]
+    return ", ".join(parts)

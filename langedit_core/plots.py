@@ -353,9 +353,8 @@ def heatmaps(
     values = np.stack([matrix.to_numpy(float) for matrix in panels.values()])
     low, high = limits or _colour_limits(values, centre, share=0.95)
     inches = (WIDTH - 1.6) / columns  # of a panel
-    height = min(
-        inches, np.clip(inches * rows / wide, 0.24 * rows, 0.5 * rows)
-    )  # square cells, if neither flat nor huge
+    # Square cells, if that makes them neither flat nor huge.
+    height = min(inches, np.clip(inches * rows / wide, 0.24 * rows, 0.5 * rows))
     text = max((len(f"{v:{fmt}}") for v in values[np.isfinite(values)]), default=1)
     size = min(8.0, inches / wide * 72 / (0.68 * text), height / rows * 72 * 0.75)
     with style():
