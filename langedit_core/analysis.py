@@ -206,7 +206,10 @@ class Study:
                     "batches": cell.batches,
                     "facts per batch": cell.batch,
                 }
-                | {"edits per run": cell.batches * cell.batch, "facts": "the same" if cell.parallel else "different"}
+                | {
+                    "edits per run": cell.batches * cell.batch,
+                    "facts per language": "the same" if cell.parallel else "different",
+                }
                 | {"methods": len(methods), "seeds": len(seeds)}
                 | {"runs": sum(r.cell.data == data for r in self.results), "not finished": missing}
             )

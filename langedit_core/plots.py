@@ -374,7 +374,8 @@ def heatmaps(
         known = values[np.isfinite(values)]
         over, under = (known > high + 1e-9).any(), (known < low - 1e-9).any()
         extend = {(True, True): "both", (True, False): "max", (False, True): "min"}.get((over, under), "neither")
-        fig.colorbar(image, ax=grid, label=value_label, pad=0.01, extend=extend, aspect=30)
+        bar = fig.colorbar(image, ax=grid, label=value_label, pad=0.01, extend=extend, aspect=30)
+        bar.set_ticks([tick for tick in bar.get_ticks() if low <= tick <= high])
         if title:
             fig.suptitle(title, x=0.01, ha="left", fontsize=12)
     return fig
@@ -469,7 +470,7 @@ def _one_dwarfs_the_others(tops: pd.Series) -> bool:
     return bool(len(tops) > 2 and tops.max() > 5 * tops.median())
 
 
-def _name_ends(axes: Axes, ends: Mapping[str, tuple[float, float, str]], gap: float) -> None:
+def _name_ends(axes: Axes, ends: Mapping[str, tuple[Real, Real, str]], gap: float) -> None:
     """Names at the right of their lines' ends (x, y, colour), moved apart to `gap` and tied to the ends."""
     order = sorted(ends, key=lambda name: ends[name][1])
     low, high = axes.get_ylim()
@@ -502,7 +503,7 @@ def _draw_matrix(
     matrix: pd.DataFrame,
     limits: tuple[Real, Real],
     diverging: bool,
-    size: float | None,
+    size: Real | None,
     missing: str,
     fmt: str,
 ) -> AxesImage:

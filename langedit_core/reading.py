@@ -58,7 +58,7 @@ def _lost(study: Study, data: str, methods: list[str]) -> str:
     few = len(ranked) <= 3
     told = [f"{m} {both[m][0]:.2f} → {both[m][1]:.2f}" for m in (ranked if few else (ranked[0], ranked[-1]))]
     if few:
-        return f"From right after their batch to the end edits go from and to: {', '.join(told)}."
+        return f"Right after the batch → at the end: {', '.join(told)}."
     return f"Later batches take least from {told[0]} and most from {told[1]} (right after its batch → end)."
 
 
