@@ -22,7 +22,7 @@ from langedit_core.results import Cell, CellResult, is_known, load_result
 from langedit_core.stats import LOWER_IS_BETTER, Estimate, best_cells, compare_methods, paired_difference, summarise
 from langedit_core.study import run_cells
 from langedit_core.tables import COLUMNS, FULL, MISSING, Bold, format_ci, full_table
-from langedit_core.xtreme_metrics import TASK_METRICS
+from langedit_core.xtreme_tables import differences, over_seeds, readable, sizes
 
 
 def open_study(
@@ -375,73 +375,22 @@ class Study:
         return wide.sort_values("method", key=lambda m: m.map(self.methods.index), kind="stable", ignore_index=True)
 
     def xtreme(self, data: str) -> pd.DataFrame:
-        """F1 on XTREME before and after: task, metric, lang, method, when, value, n, low, high, seconds, seeds.
-
-        Each task by the metric that enters xtreme_f1. Value and interval are means over the seeds that have it: all
-        seeds ask the same records, so more seeds make no narrower interval; n counts records. Empty if not measured.
-        """
-        keys = ["task", "metric", "lang", "method", "when"]
-        columns = [*keys, "value", "n", "low", "high", "seconds", "seeds"]
+        """F1 on XTREME before and after, per task, language and method: `xtreme_tables.over_seeds`; may be empty."""
         parts = [r.xtreme.assign(method=r.cell.method) for r in self.results if r.cell.data == data and len(r.xtreme)]
-        if not parts:
-            return pd.DataFrame(columns=columns)
-        rows = pd.concat(parts, ignore_index=True)
-        mains = {"xtreme": "xtreme_f1"}
-        for task, names in TASK_METRICS.items():
-            asked = set(rows.loc[rows["task"] == task, "metric"])
-            mains |= {task: next(name for name in names if name in asked)} if asked else {}
-        grouped = rows[rows["metric"] == rows["task"].map(mains)].groupby(keys, sort=False)
-        table = grouped[["value", "n", "low", "high"]].mean()
-        table["seconds"] = grouped["seconds"].median()
-        table["seeds"] = grouped.size()
-        table = table.reset_index().astype({"n": int})
-        order = {task: i for i, task in enumerate(mains | {"xtreme": None})}
-        order["xtreme"] = len(order)  # the mean stands behind its parts
-        return table.sort_values("task", key=lambda task: task.map(order), kind="stable", ignore_index=True)[columns]
+        return over_seeds(parts)
 
     def xtreme_table(self, data: str) -> pd.DataFrame:
-        """`xtreme` as it is read: per task the unedited model, then each method at the end, a column per language.
-
-        Column "all" tells before → final with the interval of the latter; seconds are those of one evaluation.
-        """
-        found, rows = self.xtreme(data), []
-        for (task, metric), part in found.groupby(["task", "metric"], sort=False):
-            for method in (None, *dict.fromkeys(part["method"])):
-                of = part[part["when"] == "before"] if method is None else part[part["method"] == method]
-                final = of[of["when"] == "final"] if method else of.drop_duplicates("lang")
-                values = final.set_index("lang")
-                row = dict(task=metric if task == "xtreme" else task, method=method or "unedited")
-                row |= {lang: format_ci(values.at[lang, "value"], None, None) for lang in values.index if lang != "all"}
-                told = format_ci(*values.loc["all", ["value", "low", "high"]])
-                if method and (before := of[(of["when"] == "before") & (of["lang"] == "all")]["value"]).notna().any():
-                    told = f"{before.iloc[0]:.2f} → {told}"
-                seconds = final["seconds"].sum()
-                rows.append(row | dict(all=told, n=values.at["all", "n"], seconds=f"{seconds:.0f}" if seconds else "–"))
-        return pd.DataFrame(rows)
-
-    def xtreme_seconds(self) -> pd.DataFrame:
-        """Per task: records of one evaluation, its seconds (median over evaluations), and where it is n/a."""
-        rows = []
-        for data in self.datasets:
-            found = self.xtreme(data)
-            for task, part in found[~found["task"].isin(["xtreme"]) & (found["lang"] != "all")].groupby(
-                "task", sort=False
-            ):
-                once = part.groupby(["method", "when"])[["n", "seconds"]].sum()
-                lacking = ", ".join(dict.fromkeys(part[part["n"] == 0]["lang"]))
-                told = {"data": data, "task": task, "records": int(once["n"].max()), "n/a in": lacking or "–"}
-                rows.append(told | {"seconds": once["seconds"].median()})
-        return pd.DataFrame(rows)
+        """The same as it is read."""
+        return readable(self.xtreme(data))
 
     def xtreme_changes(self, data: str) -> dict[str, pd.DataFrame]:
-        """Per task, methods × languages: final − before in points; NaN where a language lacks the task."""
-        wide = self.xtreme(data).pivot(index=["task", "method", "lang"], columns="when", values="value")
-        change, langs = 100 * (wide["final"] - wide["before"]), [*self.cell(data).langs, "all"]
-        asked = list(dict.fromkeys(self.xtreme(data)["lang"]))
-        order = [lang for lang in langs if lang in asked] + [lang for lang in asked if lang not in langs]
-        tasks = dict.fromkeys(self.xtreme(data)["task"])
-        methods = [m for m in self.methods_of(data) if m in set(wide.index.get_level_values("method"))]
-        return {task: change[task].unstack("lang").reindex(index=methods, columns=order) for task in tasks}
+        """Per task, methods × languages: final − before in points."""
+        return differences(self.xtreme(data), self.methods_of(data), self.cell(data).langs)
+
+    def xtreme_seconds(self) -> pd.DataFrame:
+        """Per data set and task: records of one evaluation, its seconds, and where it is n/a."""
+        parts = [sizes(self.xtreme(data)).assign(data=data) for data in self.datasets if len(self.xtreme(data))]
+        return pd.concat(parts, ignore_index=True)[["data", "task", "records", "n/a in", "seconds"]]
 
     def seconds(self, data: str) -> pd.DataFrame:
         """Median seconds per batch and phase of each method; timings belong to the machine they were taken on."""
