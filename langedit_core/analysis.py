@@ -6,18 +6,23 @@ Every number in a report passes through here: estimate = mean over facts, with i
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 
+from langedit_core.interference import by_language, changes, followed, kept, matrix, periods, same_and_other
 from langedit_core.metrics import METRICS, WHEN
 from langedit_core.models import EditableModel, load_model
 from langedit_core.profiles import Profile, load_profile
+from langedit_core.reading import reading
 from langedit_core.results import Cell, CellResult, is_known, load_result
-from langedit_core.stats import Estimate, best_cells, compare_methods, paired_difference, summarise
+from langedit_core.stats import LOWER_IS_BETTER, Estimate, best_cells, compare_methods, paired_difference, summarise
 from langedit_core.study import run_cells
-from langedit_core.tables import COLUMNS, format_ci
+from langedit_core.tables import COLUMNS, FULL, MISSING, Bold, format_ci, full_table
+from langedit_core.xtreme_tables import differences, over_seeds, readable, sizes
 
 
 def open_study(
@@ -129,10 +134,20 @@ class Study:
     def tests(self, data: str, reference: str, when: str = "final") -> pd.DataFrame:
         """`reference` against every other method: the table of `compare_methods`, one family, metrics in their order.
 
+        A method that was run with other seeds only shares no fact with the reference, and is left out.
+
         Raises:
             ValueError: Nothing was measured at that moment, or not of the reference.
         """
+        return self._tests(data, reference, when).copy()
+
+    @functools.cache  # noqa: B019 — thousands of resamples, asked for by tables and sentences
+    def _tests(self, data: str, reference: str, when: str) -> pd.DataFrame:
+        seeds = self._seeds(data, reference)
+        others = [m for m in self.methods_of(data) if seeds & self._seeds(data, m)]
         rows = self._stack("rows", data)
+        if seeds:
+            rows = rows[rows["method"].isin(others)]
         found = compare_methods(rows[(rows["when"] == when) & rows["metric"].isin(METRICS)], reference)
         order = {name: i for i, name in enumerate([*METRICS, *self.methods])}
         return found.sort_values(["metric", "b"], key=lambda names: names.map(order), ignore_index=True)
@@ -146,17 +161,169 @@ class Study:
 
     def bold(self) -> set[tuple]:
         """Cells of the headline table that may be bold: `headline(study.main, bold=study.bold())`."""
-        return best_cells(self._stack("rows"), by=["model", "data"])
+        return set().union(*(self._bold(data, when) for data in self.datasets for when in WHEN))
+
+    @functools.cache  # noqa: B019 — as above
+    def _bold(self, data: str, when: str) -> set[tuple]:
+        """Where cells are missing, the methods that share the most common seed are compared, and no other is bold."""
+        of = {method: self._seeds(data, method) for method in self.methods_of(data)}
+        seed = Counter(seed for seeds in of.values() for seed in seeds).most_common(1)[0][0]
+        rows = self._stack("rows", data)
+        rows = rows[(rows["when"] == when) & rows["method"].isin([m for m, seeds in of.items() if seed in seeds])]
+        return best_cells(rows, by=["model", "data"]) if len(rows) else set()
+
+    def _seeds(self, data: str, method: str) -> set[int]:
+        return {r.cell.seed for r in self.results if (r.cell.data, r.cell.method) == (data, method)}
+
+    def methods_of(self, data: str) -> list[str]:
+        """Methods that were run on a data set, in the profile's order."""
+        return list(dict.fromkeys(r.cell.method for r in self.results if r.cell.data == data))
+
+    @property
+    def sequences(self) -> list[str]:
+        """Data sets edited in more than one batch, where a later batch can do something to an earlier one."""
+        return [data for data in self.datasets if self.cell(data).batches > 1]
+
+    def compared(self, reference: str) -> list[str]:
+        """Data sets on which `reference` and another method edited the same facts."""
+        return [
+            data
+            for data in self.datasets
+            if any(self._seeds(data, reference) & self._seeds(data, m) for m in self.methods_of(data) if m != reference)
+        ]
+
+    def design(self) -> pd.DataFrame:
+        """What was run: per data set languages, batches, edits of a run, methods, seeds, runs that are not finished."""
+        rows = []
+        for data in self.datasets:
+            cell, methods = self.cell(data), self.methods_of(data)
+            seeds = {r.cell.seed for r in self.results if r.cell.data == data}
+            missing = sum(cell.data == data for cell in self.missing)
+            rows.append(
+                {
+                    "data": data,
+                    "languages": " ".join(cell.langs),
+                    "batches": cell.batches,
+                    "facts per batch": cell.batch,
+                }
+                | {
+                    "edits per run": cell.batches * cell.batch,
+                    "facts per language": "the same" if cell.parallel else "different",
+                }
+                | {"methods": len(methods), "seeds": len(seeds)}
+                | {"runs": sum(r.cell.data == data for r in self.results), "not finished": missing}
+            )
+        return pd.DataFrame(rows)
+
+    def cell(self, data: str, method: str | None = None) -> Cell:
+        """The design all cells of a data set share; method and seed are those of the first one."""
+        return next(r.cell for r in self.results if r.cell.data == data and method in (None, r.cell.method))
+
+    def table(self, data: str) -> pd.DataFrame:
+        """Everything about one data set, a row per method: `tables.full_table` with XTREME F1, n and seeds.
+
+        n counts edits (over all seeds); what is bold is the best in its column or not shown to differ from it.
+        """
+        rows, extra = self._stack("rows", data), {}
+        edits = rows[rows["metric"] == "efficacy_tf"].drop_duplicates(["method", "seed", "fact", "lang"])
+        if len(means := self.xtreme(data).query("task == 'xtreme' and lang == 'all'")):
+            wide = means.pivot(index="method", columns="when", values=["value", "low", "high"])
+            extra["XTREME F1"] = {
+                m: f"{row['value', 'before']:.2f} → {format_ci(*(row[c, 'final'] for c in ('value', 'low', 'high')))}"
+                for m, row in wide.iterrows()
+            }
+        extra["n"] = edits.groupby("method").size().to_dict()
+        extra["seeds"] = edits.groupby("method")["seed"].nunique().to_dict()
+        return full_table(self.of(data), extra, bold=self._bold(data, "final"))
+
+    def winners(self) -> pd.DataFrame:
+        """Per metric and data set the best method at the end, and behind it those not shown to differ from it."""
+        columns: dict[str, dict[str, str]] = {}
+        for data in self.datasets:
+            bold = {(method, metric) for _, _, method, _, metric in self._bold(data, "final")}
+            for metric, heading in FULL.items():
+                methods = [method for method in self.methods_of(data) if (method, metric) in bold]
+                sign = 1 if metric in LOWER_IS_BETTER else -1
+                methods.sort(key=lambda m, of=(data, metric): sign * self.estimate(of[0], m, of[1], "final").value)
+                columns.setdefault(data, {})[heading] = ", ".join(methods) or MISSING
+        return pd.DataFrame(columns).rename_axis("metric").reset_index()
+
+    def verdicts(self, data: str, reference: str) -> pd.DataFrame:
+        """`tests` on a page: a row per other method, a column per metric, bold where a difference is shown."""
+        found = self.tests(data, reference)
+        cells = [
+            Bold(f"{told} {d.verdict}") if d.verdict in ("better", "worse") else told
+            for d in found.itertuples()
+            for told in ["+" * (d.difference > 0) + format_ci(d.difference, d.low, d.high)]
+        ]
+        wide = found.assign(cell=pd.Series(cells, dtype=object, index=found.index)).pivot(
+            index="b", columns="metric", values="cell"
+        )
+        counts = found[found["metric"] == "efficacy_tf"].set_index("b")[["n_facts", "n_seeds"]]
+        rows, names = list(dict.fromkeys(found["b"])), [m for m in FULL if m in set(found["metric"])]
+        wide = wide.reindex(index=rows, columns=names).rename(columns=FULL)
+        counts = counts.reindex(rows).rename(columns={"n_facts": "n", "n_seeds": "seeds"})
+        return wide.join(counts).rename_axis(f"{reference} against", axis=0).rename_axis(None, axis=1).reset_index()
+
+    def languages(self, data: str, metric: str, when: str) -> pd.DataFrame:
+        """Methods × languages: one metric at one moment."""
+        m = self.of(data)
+        rows = m[(m["metric"] == metric) & (m["when"] == when) & (m["lang"] != "all")]
+        return rows.pivot(index="method", columns="lang", values="value").reindex(
+            index=self.methods_of(data), columns=list(dict.fromkeys(self.cell(data).langs))
+        )
 
     def retention(self, data: str, method: str) -> pd.DataFrame:
-        """Efficacy of each batch's edits (rows) after every later batch (columns), mean over facts and seeds."""
-        rows = self._stack("retention", data)
-        rows = rows[rows["method"] == method]
-        cell = next(r.cell for r in self.results if (r.cell.data, r.cell.method) == (data, method))
+        """Efficacy of each batch's edits (rows) after every later batch (columns), mean over facts and seeds.
+
+        A row is about the same facts throughout: those that were asked again after later batches.
+        """
+        rows = followed(self._stack("retention", data).query("method == @method"))
+        cell = self.cell(data, method)
         names = [f"{t + 1} {cell.langs[t % len(cell.langs)]}" for t in range(cell.batches)]
-        table = rows.pivot_table(index="edited", columns="step", values="tf", aggfunc="mean")
+        table = rows.pivot_table(index="batch", columns="step", values="tf", aggfunc="mean")
         table = table.reindex(index=range(cell.batches), columns=range(cell.batches))
         return table.set_axis(names, axis=0).set_axis(names, axis=1)
+
+    def kept(self, data: str) -> pd.DataFrame:
+        """Per method and batch, efficacy of the earliest edits and of all edits so far: method, edits, earliest, all.
+
+        The earliest are those of the first batch in every language, or of the first batch where there is one round.
+        """
+        cell, parts = self.cell(data), []
+        first = len(cell.langs) if cell.rounds > 1 else 1
+        for method, rows in self._stack("retention", data).groupby("method", sort=False):
+            table = kept(rows, first)
+            parts.append(table.assign(method=method, edits=(table["step"] + 1) * cell.batch))
+        return pd.concat(parts, ignore_index=True)[["method", "step", "edits", "earliest", "all"]]
+
+    @functools.cache  # noqa: B019 — a study lives as long as its notebook
+    def _changes(self, data: str, method: str) -> pd.DataFrame:
+        rows = self._stack("retention", data)
+        return changes(rows[rows["method"] == method], self.cell(data, method).langs)
+
+    def interference(self, data: str, method: str) -> pd.DataFrame:
+        """What a batch does to the edits before it: `interference.by_language` of all seeds, in points of efficacy."""
+        return by_language(self._changes(data, method))
+
+    def interference_matrix(self, data: str, method: str) -> pd.DataFrame:
+        """Language edited (rows) × language tested (columns), mean change per batch over all rounds."""
+        return matrix(self.interference(data, method), self.cell(data).langs)
+
+    def interference_periods(self, data: str, method: str) -> dict[str, pd.DataFrame]:
+        """The same for successive stretches of the sequence."""
+        return periods(self.interference(data, method), self.cell(data).langs, self.cell(data).rounds)
+
+    def same_and_other(self, data: str) -> pd.DataFrame:
+        """`interference.same_and_other` as it is read, points of efficacy per batch."""
+        found = {method: self._changes(data, method) for method in self.methods_of(data)}
+        table = same_and_other(found, len(self.cell(data).langs))
+        if table["same"].map(lambda e: e.n == 0).all():
+            table = table[["method", "any", "seeds"]]
+        columns = {"any": "any later batch", "same": "same language", "other": "other language beside it"}
+        told = table.rename(columns=columns | {"difference": "other − same"})
+        told["any later batch"] = [format_ci(e.value, e.low, e.high, e.n) for e in told["any later batch"]]
+        return told.map(lambda e: format_ci(e.value, e.low, e.high) if isinstance(e, Estimate) else e)
 
     def drift(self, data: str) -> pd.DataFrame:
         """Per method and batch, drift on neutral text right after it: mean over languages, paragraphs and seeds."""
@@ -187,6 +354,44 @@ class Study:
         ]
         return frame.groupby(["method", "step", "lang"], sort=False)[columns].mean().reset_index()
 
+    def throughput(self) -> pd.DataFrame:
+        """Edits per minute of each method, median over batches, with and without measuring, and on what machine.
+
+        Columns method, per data set its name and "… measured", machine; what a machine did not run is empty.
+        """
+        parts = []
+        for r in self.results:
+            phases = r.seconds.pivot(index="step", columns="phase", values="seconds")
+            facts = r.batches.drop_duplicates("step").set_index("step")["facts"]
+            editing = phases.drop(columns="measuring", errors="ignore").sum(axis=1)
+            rates = {r.cell.data: editing, f"{r.cell.data}, measured": phases.sum(axis=1)}
+            told = [pd.DataFrame(dict(column=name, rate=60 * facts / seconds)) for name, seconds in rates.items()]
+            parts.append(pd.concat(told).assign(method=r.cell.method, machine=machine(r.environment)))
+        found = pd.concat(parts)
+        wide = found.pivot_table(index=["method", "machine"], columns="column", values="rate", aggfunc="median")
+        columns = [c for data in self.datasets for c in (data, f"{data}, measured")]
+        wide = wide.reindex(columns=columns).map(lambda rate: "" if np.isnan(rate) else f"{rate:.1f}")
+        wide = wide.reset_index().rename_axis(columns=None)[["method", *columns, "machine"]]
+        return wide.sort_values("method", key=lambda m: m.map(self.methods.index), kind="stable", ignore_index=True)
+
+    def xtreme(self, data: str) -> pd.DataFrame:
+        """F1 on XTREME before and after, per task, language and method: `xtreme_tables.over_seeds`; may be empty."""
+        parts = [r.xtreme.assign(method=r.cell.method) for r in self.results if r.cell.data == data and len(r.xtreme)]
+        return over_seeds(parts)
+
+    def xtreme_table(self, data: str) -> pd.DataFrame:
+        """The same as it is read."""
+        return readable(self.xtreme(data))
+
+    def xtreme_changes(self, data: str) -> dict[str, pd.DataFrame]:
+        """Per task, methods × languages: final − before in points."""
+        return differences(self.xtreme(data), self.methods_of(data), self.cell(data).langs)
+
+    def xtreme_seconds(self) -> pd.DataFrame:
+        """Per data set and task: records of one evaluation, its seconds, and where it is n/a."""
+        parts = [sizes(self.xtreme(data)).assign(data=data) for data in self.datasets if len(self.xtreme(data))]
+        return pd.concat(parts, ignore_index=True)[["data", "task", "records", "n/a in", "seconds"]]
+
     def seconds(self, data: str) -> pd.DataFrame:
         """Median seconds per batch and phase of each method; timings belong to the machine they were taken on."""
         frame = self._stack("seconds", data).groupby(["method", "phase"], sort=False)["seconds"].median()
@@ -203,26 +408,11 @@ class Study:
 
     def reading(self, data: str, reference: str = "langedit") -> list[str]:
         """Sentences about one data set, made from its numbers."""
-        names = {"efficacy_tf": "efficacy", "generality_tf": "generality", "specificity_same": "specificity"}
-        sentences = []
-        for when in ("immediate", "final"):
-            told = []
-            for method in self.methods:
-                e = self.estimate(data, method, "efficacy_tf", when)
-                told.append(f"{method} {format_ci(e.value, e.low, e.high)}")
-            n = self.estimate(data, self.methods[0], "efficacy_tf", when).n
-            sentences.append(f"Efficacy {WHEN[when]} (n = {n} edits): {', '.join(told)}.")
-        words = {"better": "higher", "worse": "lower"}
-        tests = self.tests(data, reference).set_index(["b", "metric"])
-        for other in (m for m in self.methods if m != reference):
-            parts = []
-            for metric, name in names.items():
-                d = tests.loc[(other, metric)]
-                word = words.get(d["verdict"], "not distinguishable")
-                parts.append(f"{name} {word} ({d['difference']:+.2f} [{d['low']:+.2f}, {d['high']:+.2f}])")
-            sentences.append(f"{reference} against {other} at the end, paired over facts: {'; '.join(parts)}.")
-        growth = self.growth(data)
-        last = growth[growth["step"] == growth["step"].max()].set_index("method")["relative_total"]
-        told = ", ".join(f"{method} {last[method]:.2f}" for method in self.methods)
-        sentences.append(f"After the last batch ‖W − W₀‖/‖W₀‖ is {told}.")
-        return sentences
+        return reading(self, data, reference)
+
+
+def machine(environment: Mapping) -> str:
+    """One line about where a cell was run."""
+    threads, torch = environment["threads"], environment["versions"]["torch"]
+    parts = [environment["device"], environment["machine"], f"{threads} thread" + "s" * (threads > 1), f"torch {torch}"]
+    return ", ".join(parts)

@@ -21,6 +21,7 @@ import pandas as pd
 from matplotlib import font_manager
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.image import AxesImage
 
 from langedit_core.errors import unknown
 
@@ -41,7 +42,16 @@ METHODS: dict[str, tuple[str, str]] = {  # colour, marker; methods not named her
     "alphaedit": (ORANGE, "s"),
     "langedit": (GREEN, "D"),
     "evoedit": (PURPLE, "v"),
+    # A variant has the colour of what it varies, and is dashed.
+    "memit-seq": (BLUE, "X"),
+    "prune-released": (BLACK, "<"),
+    "ft-released": (VERMILION, "p"),
+    "alphaedit-sphere": (ORANGE, "h"),
+    "langedit-sphere": (GREEN, "h"),
+    "langedit-released": (GREEN, "^"),
 }
+FOCUS = ("memit", "alphaedit", "langedit", "evoedit")  # where lines are many, the others are grey
+FEW = 6  # so many lines can all have their colour
 LANGUAGES: dict[str, tuple[str, str]] = {
     "en": (BLUE, "o"),
     "de": (BLACK, "s"),
@@ -50,10 +60,10 @@ LANGUAGES: dict[str, tuple[str, str]] = {
     "fr": (SKY, "v"),
     "zh": (GREEN, "P"),
 }
-WHEN = {  # moment of measurement: label, and label where there is little room
-    "before": ("before editing", "before"),
-    "immediate": ("right after the batch", "after\nbatch"),
-    "final": ("at the end of the sequence", "at the\nend"),
+WHEN = {  # moment of measurement
+    "before": "before editing",
+    "immediate": "right after the batch",
+    "final": "at the end of the sequence",
 }
 
 
@@ -136,113 +146,58 @@ def save(fig: Figure, folder: str | Path, name: str, alt: str | None = None) -> 
     return SavedFigure(png=folder / f"{name}.png", data=png.getvalue(), alt=described)
 
 
-def method_bars(
-    frame: pd.DataFrame,
-    metric: str | Sequence[str],
-    *,
-    lang: str = "all",
-    title: str = "",
-    ylabel: str = "share of facts",
+def method_dots(
+    frame: pd.DataFrame, metric: str | Sequence[str], *, lang: str = "all", title: str = "", xlabel: str = "share"
 ) -> Figure:
-    """Grouped bars: one group per moment of measurement, one bar per method, one panel per metric.
+    """A row per method, a panel per metric: from right after the batch to the end, with the interval of the latter.
 
     Args:
         frame: Tidy rows of one model and data set.
         metric: One metric or several, a panel each with a common axis.
         lang: Whose rows are shown; "all" holds the aggregate over languages.
         title: Above everything.
-        ylabel: Unit of the value.
+        xlabel: Unit of the value.
 
     Raises:
-        ValueError: `metric` or `lang` does not occur in `frame`, or a bar would stand for several rows.
+        ValueError: `metric` or `lang` does not occur in `frame`, or a point would stand for several rows.
     """
     metrics = [metric] if isinstance(metric, str) else list(metric)
     rows = {name: _rows(frame, metric=name, lang=lang) for name in metrics}
     methods = list(dict.fromkeys(m for part in rows.values() for m in part["method"]))
-    looks = _looks(methods, METHODS)
-    width = 0.8 / len(methods)
+    looks, y = _looks(methods, METHODS), np.arange(len(methods))
+    colours = [looks[method][0] for method in methods]
     with style():
-        fig = Figure(figsize=(WIDTH, 3.9), layout="constrained")
+        fig = Figure(figsize=(WIDTH, 1.5 + 0.32 * len(methods)), layout="constrained")
         panels = fig.subplots(1, len(metrics), sharey=True, squeeze=False)[0]
         for axes, (name, part) in zip(panels, rows.items(), strict=True):
-            moments = _moments(part)
-            for i, method in enumerate(methods):
-                found = _unique(part[part["method"] == method], "when").reindex(moments)
-                x = np.arange(len(moments)) + (i - (len(methods) - 1) / 2) * width
-                axes.bar(x, found["value"], width * 0.92, color=looks[method][0], label=method)
-                _whiskers(axes, x, found)
-                tops = found[["value", "high"]].max(axis=1)
-                for place, top, value in zip(x, tops, found["value"], strict=True):
-                    if pd.notna(value):
-                        crowded = len(metrics) * len(moments) * len(methods) > 12
-                        axes.annotate(
-                            f"{value:.2f}",
-                            (place, top),
-                            (0, 2),
-                            textcoords="offset points",
-                            ha="center",
-                            va="bottom",
-                            fontsize=7 if crowded else 9,
-                            rotation=90 if crowded else 0,
-                        )
-            _moment_ticks(axes, moments, crowded=len(metrics) > 1)
-            axes.set_title(name.replace("_", " "))
-            axes.grid(axis="x", visible=False)
-            axes.margins(y=0.1)
-        panels[0].set_ylabel(ylabel)
-        _unit_ticks(panels[0], rows.values())
-        _legend(fig, panels[0], len(methods), title)
-    return fig
-
-
-def language_lines(
-    frame: pd.DataFrame,
-    metric: str,
-    *,
-    languages: Sequence[str] | None = None,
-    title: str = "",
-    ylabel: str = "share of facts",
-) -> Figure:
-    """A point with whiskers per method and language, languages in editing order, a panel per moment.
-
-    Args:
-        frame: Tidy rows of one model and data set; rows with lang "all" are left out.
-        metric: Which metric.
-        languages: Order along the axis; the order of first appearance by default.
-        title: Above everything.
-        ylabel: Unit of the value.
-
-    Raises:
-        ValueError: `metric` does not occur in `frame`, or a point would stand for several rows.
-    """
-    part = _rows(frame[frame["lang"] != "all"], metric=metric)
-    languages = list(languages or dict.fromkeys(part["lang"]))
-    methods, moments = list(dict.fromkeys(part["method"])), _moments(part)
-    looks = _looks(methods, METHODS)
-    with style():
-        fig = Figure(figsize=(WIDTH, 3.9), layout="constrained")
-        panels = fig.subplots(1, len(moments), sharey=True, squeeze=False)[0]
-        for axes, moment in zip(panels, moments, strict=True):
-            for i, method in enumerate(methods):
-                chosen = part[(part["method"] == method) & (part["when"] == moment)]
-                found = _unique(chosen, "lang").reindex(languages)
-                # Points of one language stand side by side, so that whiskers never hide each other.
-                x = np.arange(len(languages)) + (i - (len(methods) - 1) / 2) * 0.6 / len(methods)
-                colour, marker = looks[method]
-                axes.plot(x, found["value"], color=colour, lw=0.8, alpha=0.3)
-                axes.plot(x, found["value"], marker, color=colour, ms=6, clip_on=False, label=method)
-                _whiskers(axes, x, found, colour)
-            axes.set_xticks(range(len(languages)), languages)
-            axes.set_title(WHEN.get(moment, (moment,))[0])
-            axes.grid(axis="x", visible=False)
-        panels[0].set_ylabel(f"{metric.replace('_', ' ')}\n{ylabel}")
-        _unit_ticks(panels[0], [part])
-        _legend(fig, panels[0], len(methods), title)
+            at = {when: _unique(part[part["when"] == when], "method").reindex(methods) for when in WHEN}
+            before, soon, last = at.values()
+            axes.hlines(y, soon["value"], last["value"], color=colours, lw=1, alpha=0.5)
+            axes.hlines(y, last["low"], last["high"], color=colours, lw=3.5, alpha=0.45)
+            axes.scatter(before["value"], y, s=60, marker="|", color=GREY, label=WHEN["before"])
+            axes.scatter(soon["value"], y, s=34, facecolor="white", edgecolor=colours, zorder=2)
+            axes.scatter(last["value"], y, s=34, color=colours, zorder=3)
+            for place, a, b in zip(y, soon["value"], last["value"], strict=True):
+                text = f"{a:.2f} → {b:.2f}".replace("nan", "n/a")
+                at_edge = dict(xycoords=("axes fraction", "data"), textcoords="offset points")
+                axes.annotate(text, (1, place), (4, 0), va="center", fontsize=8, **at_edge)
+            axes.set(xlabel=xlabel, title=name.replace("_", " "), ylim=(len(methods) - 0.5, -0.5))
+            axes.set_yticks(y, methods)
+            axes.grid(axis="y", visible=False)
+            numbers = part[["value", "low", "high"]]
+            if numbers.min(axis=None) >= 0 and numbers.max(axis=None) <= 1:  # shares can be compared across figures
+                axes.set(xlim=(-0.03, 1.03), xticks=[0, 0.5, 1])
+        # Keys are grey: the moments look the same in every colour.
+        panels[0].scatter([], [], s=34, facecolor="white", edgecolor=GREY, label=WHEN["immediate"])
+        panels[0].scatter([], [], s=34, color=GREY, label=f"{WHEN['final']}, with its 95 % interval")
+        _legend(fig, panels[0], 3, title)
     return fig
 
 
 def sequence_lines(frame: pd.DataFrame, panels: Mapping[str, str], *, title: str = "") -> Figure:
     """What changes from batch to batch: a line per method, a panel per quantity.
+
+    Axes begin at 0, unless one method is more than five times above the middle one; then they are logarithmic.
 
     Args:
         frame: Columns method, step, lang and those in `panels`; one row per method and step.
@@ -262,15 +217,62 @@ def sequence_lines(frame: pd.DataFrame, panels: Mapping[str, str], *, title: str
             for method in methods:
                 found = _unique(frame[frame["method"] == method], "step")
                 colour, marker = looks[method]
-                axes.plot(found.index, found[column], marker + "-", color=colour, ms=5, lw=1.4, label=method)
+                marks = dict(marker=marker, markevery=max(1, len(found) // 8), ms=5)
+                axes.plot(found.index, found[column], _dash(method), color=colour, lw=1.4, label=method, **marks)
             steps = frame.drop_duplicates("step").sort_values("step")
-            every = max(1, len(steps) // 8)
+            every = max(1, len(steps) // 6)
             labels = [f"{step + 1}\n{lang}" for step, lang in zip(steps["step"], steps["lang"], strict=True)]
             axes.set_xticks(list(steps["step"])[::every], labels[::every])
             axes.set(title=label, xlabel="batch")
+            if _one_dwarfs_the_others(frame.groupby("method")[column].max()) and frame[column].min() > 0:
+                axes.set_yscale("log")
+                continue
             top = 1.1 * axes.dataLim.y1  # room for the markers of the highest line; no line at all gives −inf
             axes.set_ylim(0, top if 0 < top < np.inf else 1)
         _legend(fig, fig.axes[0], len(methods), title)
+    return fig
+
+
+def method_curves(
+    frame: pd.DataFrame, x: str, panels: Mapping[str, str], *, title: str = "", xlabel: str = "", ylabel: str = ""
+) -> Figure:
+    """Shares over the sequence, a line per method with its name at the end, a panel per quantity.
+
+    Where methods are more than `FEW`, those of `FOCUS` keep their colours and the others are grey.
+
+    Args:
+        frame: Columns method, `x` and those in `panels`; one row per method and x.
+        x: Column along the axis.
+        panels: Column to label.
+        title: Above everything.
+        xlabel: What `x` is.
+        ylabel: Unit of the panels, shares between 0 and 1.
+
+    Raises:
+        ValueError: A column is missing, or a method has several rows for one x.
+    """
+    if missing := [c for c in ("method", x, *panels) if c not in frame]:
+        raise ValueError(f"the frame lacks the columns {missing}; it has {list(frame)}")
+    methods = list(dict.fromkeys(frame["method"]))
+    looks = _looks(methods, METHODS)
+    grey = [m for m in methods if len(methods) > FEW and m not in FOCUS]
+    with style():
+        fig = Figure(figsize=(WIDTH, max(3.2, 1.2 + 0.27 * len(methods))), layout="constrained")
+        for axes, (column, label) in zip(fig.subplots(1, len(panels), squeeze=False)[0], panels.items(), strict=True):
+            ends = {}
+            for method in [*grey, *(m for m in methods if m not in grey)]:  # coloured lines lie on top
+                found = _unique(frame[frame["method"] == method], x)[column].dropna()
+                colour = "#B0B0B0" if method in grey else looks[method][0]
+                width = 1.0 if method in grey else 1.9
+                marker = dict(marker=looks[method][1], ms=4) if len(found) == 1 else {}
+                axes.plot(found.index, found, _dash(method), color=colour, lw=width, clip_on=False, **marker)
+                if len(found):
+                    ends[method] = (found.index[-1], found.iloc[-1], GREY if method in grey else colour)
+            axes.set(title=label, xlabel=xlabel, ylim=(0, 1.02), yticks=np.linspace(0, 1, 6))
+            _name_ends(axes, ends, gap=1.35 / max(14, 1.6 * len(methods)))
+        fig.axes[0].set_ylabel(ylabel)
+        if title:
+            fig.suptitle(title, x=0.01, ha="left", fontsize=12)
     return fig
 
 
@@ -300,32 +302,82 @@ def heatmap(
         missing: What is written into empty cells.
         fmt: Format of the numbers.
     """
-    values = matrix.to_numpy(float)
-    low, high = (np.nanmin(values), np.nanmax(values)) if np.isfinite(values).any() else (0.0, 1.0)
-    if centre is not None:
-        reach = max(high - centre, centre - low) or 1.0
-        low, high = centre - reach, centre + reach
-    low, high = limits or (low, high)
-    rows, columns = values.shape
+    low, high = limits or _colour_limits(matrix.to_numpy(float), centre)
+    rows, columns = matrix.shape
     with style():
         fig = Figure(figsize=(WIDTH, float(np.clip(1.6 + 0.34 * rows, 2.8, 12))), layout="constrained")
         axes = fig.subplots()
-        colours = matplotlib.colormaps["cividis" if centre is None else "PuOr_r"].with_extremes(bad="#DDDDDD")
-        image = axes.imshow(values, cmap=colours, vmin=low, vmax=high, aspect="auto")
-        axes.set_yticks(range(rows), [str(label) for label in matrix.index])
-        axes.set_xticks(range(columns), [str(label) for label in matrix.columns])
+        size = 8 if rows * columns <= 200 else None
+        image = _draw_matrix(axes, matrix, (low, high), centre is not None, size, missing, fmt)
         if max((len(str(label)) for label in matrix.columns), default=0) * columns > 80:
             axes.tick_params(axis="x", labelrotation=90)
-        axes.grid(visible=False)
         axes.set(xlabel=xlabel, ylabel=ylabel, title=title)
-        if values.size <= 200:
-            for (i, j), value in np.ndenumerate(values):
-                red, green, blue, _ = image.cmap(image.norm(value))
-                dark = 0.299 * red + 0.587 * green + 0.114 * blue < 0.5
-                text = f"{value:z{fmt}}" if np.isfinite(value) else missing  # z: no "-0.00"
-                colour = "white" if dark else "black"
-                axes.text(j, i, text, ha="center", va="center", fontsize=8, color=colour)
         fig.colorbar(image, label=value_label, pad=0.01)
+    return fig
+
+
+def heatmaps(
+    panels: Mapping[str, pd.DataFrame],
+    *,
+    columns: int | None = None,
+    title: str = "",
+    xlabel: str = "",
+    ylabel: str = "",
+    value_label: str = "",
+    centre: Real | None = None,
+    limits: tuple[Real, Real] | None = None,
+    missing: str = "",
+    fmt: str = ".2f",
+) -> Figure:
+    """Small multiples: one panel per matrix, all of one shape, one colour scale; numbers where they can be read.
+
+    With a `centre` the scale ends at the 95th percentile of the distances from it, so that one method that destroys
+    everything does not whiten all others; the colour bar then has pointed ends.
+
+    Args:
+        panels: Title of the panel to its matrix.
+        columns: Panels side by side; by default as many as leave the labels readable, at most four.
+        title, xlabel, ylabel, value_label, centre, limits, missing, fmt: As for `heatmap`.
+
+    Raises:
+        ValueError: No panel, or matrices of different shapes.
+    """
+    shapes = {matrix.shape for matrix in panels.values()}
+    if len(shapes) != 1:
+        raise ValueError(f"small multiples need matrices of one shape; got {sorted(shapes)}")
+    ((rows, wide),) = shapes
+    columns = columns or int(np.clip(min(len(panels), 24 // max(wide, 1)), 2 if len(panels) > 1 else 1, 4))
+    if wide > 12:  # too many for labels anyway
+        columns = min(len(panels), 4)
+    lines = -(-len(panels) // columns)
+    values = np.stack([matrix.to_numpy(float) for matrix in panels.values()])
+    low, high = limits or _colour_limits(values, centre, share=0.95)
+    inches = (WIDTH - 1.6) / columns  # of a panel
+    # Square cells, if that makes them neither flat nor huge.
+    height = min(inches, np.clip(inches * rows / wide, 0.24 * rows, 0.5 * rows))
+    text = max((len(f"{v:{fmt}}") for v in values[np.isfinite(values)]), default=1)
+    size = min(8.0, inches / wide * 72 / (0.68 * text), height / rows * 72 * 0.75)
+    with style():
+        fig = Figure(figsize=(WIDTH, float(lines * (height + 0.35) + 0.9)), layout="constrained")
+        grid = fig.subplots(lines, columns, squeeze=False, sharex=True, sharey=True)
+        for axes, (name, matrix) in zip(grid.flat, panels.items(), strict=False):
+            image = _draw_matrix(
+                axes, matrix, (low, high), centre is not None, size if size >= 5 else None, missing, fmt
+            )
+            axes.set_title(name, fontsize=min(10, inches * 72 / (0.66 * len(name))))
+        for axes in grid.flat[len(panels) :]:
+            axes.set_axis_off()
+        for axes in grid.flat[max(0, len(panels) - columns) : len(panels)]:
+            axes.tick_params(axis="x", labelbottom=True)
+        fig.supxlabel(xlabel, fontsize=10)
+        fig.supylabel(ylabel, fontsize=10)
+        known = values[np.isfinite(values)]
+        over, under = (known > high + 1e-9).any(), (known < low - 1e-9).any()
+        extend = {(True, True): "both", (True, False): "max", (False, True): "min"}.get((over, under), "neither")
+        bar = fig.colorbar(image, ax=grid, label=value_label, pad=0.01, extend=extend, aspect=30)
+        bar.set_ticks([tick for tick in bar.get_ticks() if low <= tick <= high])
+        if title:
+            fig.suptitle(title, x=0.01, ha="left", fontsize=12)
     return fig
 
 
@@ -401,17 +453,6 @@ def _unique(frame: pd.DataFrame, key: str) -> pd.DataFrame:
     return frame.set_index(key)
 
 
-def _moments(frame: pd.DataFrame) -> list[str]:
-    """Moments of measurement in order of time, unknown ones last."""
-    found = list(dict.fromkeys(frame["when"]))
-    return sorted(found, key=lambda when: list(WHEN).index(when) if when in WHEN else len(WHEN))
-
-
-def _moment_ticks(axes: Axes, moments: Iterable[str], crowded: bool) -> None:
-    labels = [WHEN.get(when, (when, when))[crowded] for when in moments]
-    axes.set_xticks(range(len(labels)), labels)
-
-
 def _looks(names: Iterable[str], fixed: Mapping[str, tuple[str, str]]) -> dict[str, tuple[str, str]]:
     """Colour and marker per name; names without a fixed look take what is left, in order."""
     names = list(names)
@@ -420,17 +461,67 @@ def _looks(names: Iterable[str], fixed: Mapping[str, tuple[str, str]]) -> dict[s
     return {name: fixed[name] if name in fixed else next(spare, (GREY, "h")) for name in names}
 
 
-def _whiskers(axes: Axes, x: np.ndarray, found: pd.DataFrame, colour: str = "#333333") -> None:
-    known = found[["value", "low", "high"]].notna().all(axis=1).to_numpy()
-    axes.vlines(x[known], found["low"][known], found["high"][known], color=colour, lw=1.2)
+def _dash(method: str) -> str:
+    return "--" if "-" in method else "-"
 
 
-def _unit_ticks(axes: Axes, parts: Iterable[pd.DataFrame]) -> None:
-    """A share is always drawn on the full scale from 0 to 1, so that figures can be compared."""
-    numbers = pd.concat([part[["value", "low", "high"]] for part in parts])
-    if numbers.min(axis=None) >= 0 and numbers.max(axis=None) <= 1:
-        axes.set_ylim(0, 1.12)
-        axes.set_yticks(np.linspace(0, 1, 6))
+def _one_dwarfs_the_others(tops: pd.Series) -> bool:
+    """Whether the largest is more than five times the middle one."""
+    return bool(len(tops) > 2 and tops.max() > 5 * tops.median())
+
+
+def _name_ends(axes: Axes, ends: Mapping[str, tuple[Real, Real, str]], gap: float) -> None:
+    """Names at the right of their lines' ends (x, y, colour), moved apart to `gap` and tied to the ends."""
+    order = sorted(ends, key=lambda name: ends[name][1])
+    low, high = axes.get_ylim()
+    places = [ends[name][1] for name in order]
+    for i in range(1, len(places)):
+        places[i] = max(places[i], places[i - 1] + gap)
+    for i in reversed(range(len(places))):  # what was pushed out at the top comes back down
+        roof = high if i == len(places) - 1 else places[i + 1] - gap
+        places[i] = max(low, min(places[i], roof))
+    for name, place in zip(order, places, strict=True):
+        x, y, colour = ends[name]
+        tie = dict(arrowstyle="-", color=colour, lw=0.6, shrinkA=0, shrinkB=1)
+        axes.annotate(
+            name, (x, y), (1.05, place), textcoords=("axes fraction", "data"), va="center", fontsize=8, color=colour,
+            arrowprops=tie, annotation_clip=False,
+        )  # fmt: skip
+
+
+def _colour_limits(values: np.ndarray, centre: Real | None, share: float = 1.0) -> tuple[float, float]:
+    known = values[np.isfinite(values)]
+    if centre is None:
+        return (known.min(), known.max()) if len(known) else (0.0, 1.0)
+    reach = float(np.quantile(abs(known - centre), share)) if len(known) else 0.0
+    reach = reach or 1.0
+    return centre - reach, centre + reach
+
+
+def _draw_matrix(
+    axes: Axes,
+    matrix: pd.DataFrame,
+    limits: tuple[Real, Real],
+    diverging: bool,
+    size: Real | None,
+    missing: str,
+    fmt: str,
+) -> AxesImage:
+    """Colours, labels (thinned where they are many) and, with a font `size`, numbers; empty cells stay grey."""
+    values = matrix.to_numpy(float)
+    colours = matplotlib.colormaps["PuOr_r" if diverging else "cividis"].with_extremes(bad="#DDDDDD")
+    image = axes.imshow(values, cmap=colours, vmin=limits[0], vmax=limits[1], aspect="auto")
+    for axis, labels, most in ((axes.yaxis, matrix.index, 6), (axes.xaxis, matrix.columns, 3)):
+        every = 1 if len(labels) <= 12 else -(-len(labels) // most)
+        axis.set_ticks(range(0, len(labels), every), [str(label) for label in labels[::every]])
+    axes.grid(visible=False)
+    if size is not None:
+        for (i, j), value in np.ndenumerate(values):
+            red, green, blue, _ = image.cmap(image.norm(value))
+            dark = 0.299 * red + 0.587 * green + 0.114 * blue < 0.5
+            text = f"{value:z{fmt}}" if np.isfinite(value) else missing  # z: no "-0.00"
+            axes.text(j, i, text, ha="center", va="center", fontsize=size, color="white" if dark else "black")
+    return image
 
 
 def _legend(fig: Figure, axes: Axes, columns: int, title: str) -> None:

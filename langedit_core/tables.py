@@ -7,7 +7,7 @@ give equal bytes.
 import html
 import math
 import re
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from numbers import Real
 from pathlib import Path
@@ -16,6 +16,15 @@ import pandas as pd
 
 COLUMNS = ("model", "data", "method", "metric", "when", "lang", "value", "n", "low", "high")
 MISSING = "n/a"
+FULL = {  # columns of the full table: metric to heading
+    "efficacy_tf": "efficacy",
+    "efficacy_em": "exact match",
+    "generality_tf": "generality",
+    "specificity_same": "specificity",
+    "portability_tf": "portability",
+    "drift_kl": "drift KL",
+}
+WIDE = 95  # characters a page holds side by side; wider tables are set smaller and may break lines
 _LATEX = {c: "\\" + c for c in "&%$#_{}"}
 _LATEX |= {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"}
 
@@ -106,8 +115,18 @@ def latex_table(frame: pd.DataFrame) -> str:
 
 
 def html_table(frame: pd.DataFrame) -> str:
-    """An HTML table with every cell escaped and class `num` on the cells of number columns."""
+    """An HTML table with every cell escaped and class `num` on the cells of number columns; wide ones are `dense`."""
     right = _right(frame)
+    longest = [max((len(_show(v)) for v in (name, *frame[name])), default=0) for name in frame]
+    dense = sum(longest) + 1.5 * len(longest) > WIDE
+
+    def text(value: str) -> str:
+        """Where lines may break, an interval, a pair of numbers or "n = 60" stays whole."""
+        value = html.escape(value)
+        return re.sub(r"(?<=\d)(,| →) (?=[-+\d])|n = (?=\d)", whole, value) if dense else value
+
+    def whole(found: re.Match) -> str:
+        return found[0].replace(" ", "&nbsp;")
 
     def row(tag: str, cells: list[str]) -> str:
         marks = [' class="num"' if r else "" for r in right]
@@ -115,9 +134,10 @@ def html_table(frame: pd.DataFrame) -> str:
         return f"<tr>{''.join(inner)}</tr>\n"
 
     head = row("th", [html.escape(str(c)) for c in frame.columns])
-    shown = ([_cell(v, html.escape, "<strong>{}</strong>") for v in cells] for cells in frame.itertuples(index=False))
+    shown = ([_cell(v, text, "<strong>{}</strong>") for v in cells] for cells in frame.itertuples(index=False))
     body = "".join(row("td", cells) for cells in shown)
-    return f"<table>\n<thead>\n{head}</thead>\n<tbody>\n{body}</tbody>\n</table>"
+    kind = ' class="dense"' if dense else ""
+    return f"<table{kind}>\n<thead>\n{head}</thead>\n<tbody>\n{body}</tbody>\n</table>"
 
 
 def headline(frame: pd.DataFrame, bold: Collection[tuple] = ()) -> pd.DataFrame:
@@ -162,6 +182,36 @@ def headline(frame: pd.DataFrame, bold: Collection[tuple] = ()) -> pd.DataFrame:
             raise ValueError(f"bold names the cell {(*where, metric)}, which the table lacks; expected {keys} + metric")
         table.at[i, metric] = Bold(table.at[i, metric])
     return table
+
+
+def full_table(
+    frame: pd.DataFrame, extra: Mapping[str, Mapping[str, object]], bold: Collection[tuple] = ()
+) -> pd.DataFrame:
+    """The main table of one model and data set, a row per method: values at the end, efficacy also right after.
+
+    Args:
+        frame: Rows with the columns `COLUMNS`; those with lang "all" are shown.
+        extra: More columns: heading → method → value.
+        bold: Cells to mark, as for `headline`; those of other moments than "final" and other metrics are passed over.
+    """
+    whole = frame[frame["lang"] == "all"]
+    marked = {(method, metric) for *_, method, when, metric in bold if when == "final"}
+    at = whole.set_index(["method", "metric", "when"])[["value", "low", "high"]]
+    rows = []
+    for method in dict.fromkeys(whole["method"]):
+        row: dict[str, object] = {"method": method}
+        for metric, heading in FULL.items():
+            if (method, metric, "final") not in at.index:
+                continue
+            told = format_ci(*at.loc[(method, metric, "final")])
+            if metric == "efficacy_tf" and (method, metric, "immediate") in at.index:
+                told = f"{at.loc[(method, metric, 'immediate'), 'value']:.2f} → {told}"
+            row[heading] = Bold(told) if (method, metric) in marked else told
+        rows.append(row | {name: by_method.get(method) for name, by_method in extra.items()})
+    headings = [h for h in ("method", *FULL.values(), *extra) if any(h in row for row in rows)]
+    texts = {h: object for h in headings if h in FULL.values()}
+    table = pd.DataFrame(rows, columns=headings).astype(texts)
+    return table.where(table.notna(), MISSING)
 
 
 def _absent(value: object) -> bool:

@@ -1,12 +1,14 @@
 """Frames and sentences say what the results hold, on results made of known numbers."""
 
+import numpy as np
 import pandas as pd
 import pytest
+import toy_study
 
 from langedit_core import analysis, cli
 from langedit_core.editors import settings_for
-from langedit_core.study import Cell, CellResult
-from langedit_core.tables import COLUMNS, headline, markdown_table
+from langedit_core.results import Cell, CellResult
+from langedit_core.tables import COLUMNS, FULL, Bold, headline, markdown_table
 
 LEVELS = {
     ("memit", "final"): 0.2,
@@ -42,7 +44,7 @@ def fake_result(method: str):
     result = CellResult.__new__(CellResult)  # nothing is read from disk
     vars(result).update(
         cell=cell, rows=pd.DataFrame(rows), retention=pd.DataFrame(retention), batches=pd.DataFrame(batches),
-        seconds=pd.DataFrame(seconds), dropped={"a (zh)": "merges"},
+        seconds=pd.DataFrame(seconds), dropped={"a (zh)": "merges"}, xtreme=pd.DataFrame(),
     )  # fmt: skip
     return result
 
@@ -91,8 +93,9 @@ def test_the_headline_can_mark_the_best_and_what_does_not_differ_from_it(study):
 
 def test_sentences_follow_the_numbers(study):
     text = " ".join(study.reading("atlas"))
-    assert "langedit against memit at the end, paired over facts: efficacy higher (+0.60" in text
-    assert "n = 20 edits" in text and "memit 0.30, langedit 0.30" in text
+    assert "langedit against memit at the end, paired over facts: efficacy better (+0.60" in text
+    assert "n = 20 edits per method, one seed" in text and "memit 0.30, langedit 0.30" in text
+    assert "memit 0.90 → 0.20" in text and "langedit 0.90 → 0.80" in text
 
 
 def test_retention_is_a_triangle_of_batches_over_time(study):
@@ -105,6 +108,191 @@ def test_retention_is_a_triangle_of_batches_over_time(study):
 def test_seconds_are_medians_per_batch_and_dropped_facts_are_listed_once(study):
     assert study.seconds("atlas").set_index("method")["values"].to_dict() == {"memit": 1.5, "langedit": 1.5}
     assert study.dropped.to_dict("records") == [dict(data="atlas", fact="a (zh)", reason="merges")]
+
+
+MANY = tuple(toy_study.RATES)
+
+
+@pytest.fixture(scope="module")
+def many():
+    """Eleven methods, three seeds, two data sets; XTREME on one of them and with one seed."""
+    return analysis.Study(
+        [
+            toy_study.fabricate(method, data, seed, xtreme=data == "mzsre" and seed == 0, **design)
+            for data, design in (("bzsre", dict(langs=("en", "zh"))), ("mzsre", dict(langs=("en", "nl", "zh"))))
+            for method in MANY
+            for seed in range(3)
+        ]
+    )
+
+
+@pytest.fixture(scope="module")
+def partial():
+    """evoedit shares no seed with the others, alphaedit only one; langedit was not run on atlas."""
+    runs = [("memit", 0), ("memit", 1), ("alphaedit", 0), ("langedit", 0), ("langedit", 1), ("evoedit", 2)]
+    found = [toy_study.fabricate(method, "mzsre", seed, xtreme=False) for method, seed in runs]
+    found += [toy_study.fabricate(m, "atlas", xtreme=False, rounds=1, langs=("en", "zh")) for m in ("memit", "rect")]
+    return analysis.Study(found, missing=[found[0].cell.model_copy(update=dict(seed=2))])
+
+
+def test_the_full_table_has_a_row_per_method_and_says_what_it_rests_on(many):
+    table = many.table("mzsre").set_index("method")
+    assert list(table.index) == list(MANY)
+    columns = ["efficacy", "exact match", "generality", "specificity", "portability", "drift KL", "XTREME F1", "n"]
+    assert list(table) == [*columns, "seeds"]
+    assert set(table["n"]) == {3 * 6 * 6} and set(table["seeds"]) == {3}
+    now, end = (many.estimate("mzsre", "rome", "efficacy_tf", when) for when in ("immediate", "final"))
+    assert table.at["rome", "efficacy"] == f"{now.value:.2f} → {end.value:.2f} [{end.low:.2f}, {end.high:.2f}]"
+    bold = {m for m in MANY if isinstance(table.at[m, "efficacy"], Bold)}
+    assert bold == {m for m in MANY if ("toy-270m", "mzsre", m, "final", "efficacy_tf") in many.bold()}
+    assert "XTREME F1" not in many.table("bzsre")
+
+
+def test_winners_are_the_bold_ones_best_first(many):
+    winners = many.winners().set_index("metric")
+    named = winners.at["efficacy", "mzsre"].split(", ")
+    values = [many.estimate("mzsre", m, "efficacy_tf", "final").value for m in named]
+    assert values == sorted(values, reverse=True)
+    assert values[0] == max(many.estimate("mzsre", m, "efficacy_tf", "final").value for m in MANY)
+    drift = winners.at["drift KL", "bzsre"].split(", ")[0]
+    assert drift == min(MANY, key=lambda m: many.estimate("bzsre", m, "drift_kl", "final").value)
+
+
+def test_verdicts_tell_what_the_corrected_tests_show(many):
+    shown = many.verdicts("mzsre", "langedit").set_index("langedit against")
+    tests = many.tests("mzsre", "langedit").set_index(["b", "metric"])
+    for (method, metric), row in tests.iterrows():
+        if metric not in FULL:
+            continue
+        cell = shown.at[method, FULL[metric]]
+        assert isinstance(cell, Bold) == (row["verdict"] != "no difference shown")
+        assert cell.endswith(row["verdict"]) or row["verdict"] == "no difference shown"
+    assert shown.at["ft", "efficacy"].startswith("+") and shown.at["ft", "efficacy"].endswith("better")
+    assert shown.at["ft", "drift KL"].startswith("-")  # less drift, and with few paragraphs no verdict
+
+
+def test_sentences_stay_few_when_methods_are_many_and_name_the_reference(many):
+    for data in many.datasets:
+        sentences = many.reading(data)
+        assert len(sentences) <= 6
+        assert "langedit" in sentences[0] and "of 11)" in sentences[0] and "3 seeds" in sentences[0]
+        assert "langedit against alphaedit" in sentences[2]
+        tests = many.tests(data, "langedit")
+        assert f"Of {len(tests)} corrected comparisons with 10 methods" in sentences[3]
+        assert f"better in {sum(tests['verdict'] == 'better')}" in sentences[3]
+
+
+def test_a_partial_study_compares_what_was_run_on_the_same_facts(partial):
+    tests = partial.tests("mzsre", "langedit").set_index(["b", "metric"])
+    assert set(tests.index.get_level_values("b")) == {"memit", "alphaedit"}
+    assert tests.at[("memit", "efficacy_tf"), "n_seeds"] == 2 and tests.at[("alphaedit", "efficacy_tf"), "n_seeds"] == 1
+    assert not {cell for cell in partial.bold() if cell[2] == "evoedit"}
+    assert partial.compared("langedit") == ["mzsre"]
+    assert partial.table("mzsre").set_index("method").loc["evoedit", ["n", "seeds"]].tolist() == [36, 1]
+    assert partial.methods_of("atlas") == ["memit", "rect"]
+    assert not any("langedit" in sentence for sentence in partial.reading("atlas"))
+    design = partial.design().set_index("data")
+    assert design["runs"].to_dict() == {"mzsre": 6, "atlas": 2}
+    assert design["not finished"].to_dict() == {"mzsre": 1, "atlas": 0}
+    assert set(partial.winners()) == {"metric", "mzsre", "atlas"}
+
+
+def test_languages_are_methods_times_languages_in_editing_order(many):
+    table = many.languages("mzsre", "efficacy_tf", "final")
+    assert list(table.index) == list(MANY) and list(table) == ["en", "nl", "zh"]
+    assert table.at["ft", "nl"] == many.estimate("mzsre", "ft", "efficacy_tf", "final", "nl").value
+
+
+def test_retention_follows_the_facts_that_are_asked_again(many):
+    result = next(r for r in many.results if (r.cell.data, r.cell.method, r.cell.seed) == ("mzsre", "rome", 0))
+    table = analysis.Study([result]).retention("mzsre", "rome")
+    first = result.retention[result.retention["edited"] == 0]
+    again = set(first[first["step"] == 1]["fact"])
+    assert len(again) < result.cell.batch
+    at_once = first[(first["step"] == 0) & first["fact"].isin(again)]
+    assert table.iloc[0, 0] == pytest.approx(at_once["tf"].mean())
+    whole = result.retention[result.retention["edited"] == result.cell.batches - 1]
+    assert table.iloc[-1, -1] == pytest.approx(whole["tf"].mean())
+
+
+def test_interference_sums_up_to_what_the_followed_facts_lost(many):
+    table = many.interference("mzsre", "rome")
+    assert list(table) == ["edited", "tested", "round", "change", "n", "seeds"]
+    assert set(table["round"]) == {0, 1} and (table["seeds"] == 3).all()
+    lost = 0.0
+    for r in many.results:
+        if (r.cell.data, r.cell.method) == ("mzsre", "rome"):
+            of = r.retention[r.retention.groupby("fact")["step"].transform("max") > r.retention["edited"]]
+            of = of.sort_values("step").groupby("fact")["tf"]
+            lost += 100 * (of.last() - of.first()).sum()
+    assert (table["change"] * table["n"]).sum() == pytest.approx(lost)
+    matrix = many.interference_matrix("mzsre", "rome")
+    assert list(matrix.index) == list(matrix) == ["en", "nl", "zh"] and (matrix.to_numpy() < 0).all()
+    over_time = many.interference_periods("mzsre", "rome")
+    assert list(over_time) == ["round 1", "round 2"] and np.isnan(over_time["round 1"].at["en", "zh"])
+
+
+def test_same_and_other_language_are_told_apart_and_one_round_has_nothing_to_compare(many, partial):
+    table = many.same_and_other("mzsre").set_index("method")
+    assert table.at["rome", "finding"] == "another language hurts more"
+    assert table.at["rome", "n"] == 3 * 3 * 3  # seeds, facts asked again, batches of the first round
+    once = partial.same_and_other("atlas")
+    assert list(once) == ["method", "any later batch", "seeds"]
+
+
+def test_curves_of_kept_edits_start_at_the_first_batch_and_count_edits(many, partial):
+    kept = many.kept("mzsre")
+    rome = kept[kept["method"] == "rome"].set_index("edits")
+    assert list(rome.index) == [6, 12, 18, 24, 30, 36]
+    assert (rome["earliest"] == rome["all"]).tolist() == [True] * 3 + [False] * 3  # three batches are the first round
+    assert (rome["earliest"] <= rome["all"]).all()
+    once = partial.kept("atlas")
+    assert (once["earliest"] != once["all"]).any()  # one round: the earliest edits are the first batch
+
+
+def test_xtreme_is_read_per_task_and_language_and_what_is_missing_stays_missing(many):
+    found = many.xtreme("mzsre")
+    assert list(dict.fromkeys(found["task"])) == ["xnli", "pawsx", "mlqa", "wikiann", "xtreme"]
+    assert set(found["metric"]) == {*toy_study.TASKS.values(), "xtreme_f1"} and (found["seeds"] == 1).all()
+    table = many.xtreme_table("mzsre").set_index(["task", "method"])
+    assert table.at[("xnli", "rome"), "nl"] == "n/a" and table.at[("pawsx", "rome"), "nl"] != "n/a"
+    assert table.at[("xnli", "unedited"), "n"] == table.at[("xnli", "rome"), "n"] == 100
+    before, final = (
+        found.query("task == 'xnli' and lang == 'all' and method == 'rome' and `when` == @when")["value"].item()
+        for when in ("before", "final")
+    )
+    assert table.at[("xnli", "rome"), "all"].startswith(f"{before:.2f} → {final:.2f} [")
+    assert table.at[("xnli", "rome"), "seconds"] == "40"
+    change = many.xtreme_changes("mzsre")["xnli"]
+    assert np.isnan(change.at["rome", "nl"]) and change.at["rome", "all"] == pytest.approx(100 * (final - before))
+    seconds = many.xtreme_seconds().set_index("task")
+    assert seconds.at["mlqa", "n/a in"] == "nl" and seconds.at["mlqa", "seconds"] == 40
+    assert many.xtreme("bzsre").empty
+
+
+def test_an_interval_of_xtreme_is_no_narrower_for_more_seeds():
+    runs = [toy_study.fabricate("memit", "mzsre", seed) for seed in (0, 1)]
+    one, two = (analysis.Study(runs[:n]).xtreme("mzsre") for n in (1, 2))
+    width = [(f["high"] - f["low"]).dropna() for f in (one, two)]
+    assert np.allclose(*width) and set(two["seeds"]) == {2}
+    assert np.allclose(two["n"], one["n"])
+
+
+def test_throughput_is_the_median_rate_with_and_without_measuring_on_its_machine(many):
+    table = many.throughput().set_index("method")
+    assert list(table.index) == list(MANY)
+    seconds = 6.0 + 0.2 + toy_study.RATES["rome"] + 0.1 + 0.1
+    assert float(table.at["rome", "bzsre"]) == pytest.approx(60 * 6 / seconds, abs=0.05)
+    assert float(table.at["rome", "bzsre, measured"]) == pytest.approx(60 * 6 / (seconds + 3), abs=0.05)
+    assert table.at["rome", "machine"] == "cpu, x86_64, 1 thread, torch 2.13.0"
+
+
+def test_machines_are_not_mixed():
+    here, there = (toy_study.fabricate("memit", data, xtreme=False) for data in ("atlas", "mzsre"))
+    there.environment = there.environment | dict(threads=2)
+    table = analysis.Study([here, there]).throughput().set_index("machine")
+    assert table.loc["cpu, x86_64, 2 threads, torch 2.13.0", "atlas"] == ""
+    assert float(table.loc["cpu, x86_64, 1 thread, torch 2.13.0", "atlas"]) > 0
 
 
 def test_a_study_of_nothing_is_refused():

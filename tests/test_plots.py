@@ -57,19 +57,55 @@ def edit():
     )
 
 
-@pytest.fixture(params=["bars", "panels", "lines", "heatmap", "dumbbells"])
+MANY = [m for m in plots.METHODS if m != "ft-released"]
+
+
+def square(seed=0, size=4):
+    matrix = pd.DataFrame(np.random.default_rng(seed).uniform(-5, 1, (size, size)))
+    matrix.iloc[0, 0] = np.nan
+    return matrix.set_axis(range(1, size + 1), axis=0).set_axis([f"l{i}" for i in range(size)], axis=1)
+
+
+def sequence(methods=METHODS, steps=9):
+    rng = np.random.default_rng(1)
+    return pd.DataFrame(
+        [
+            dict(method=m, step=t, lang=list(TEXTS)[t % 4], edits=10 * (t + 1), early=rng.uniform(), all=rng.uniform())
+            for m in methods
+            for t in range(steps)
+        ]
+    )
+
+
+FIGURES = ["dots", "panels", "many", "sequence", "curves", "many curves", "heatmap", "multiples", "wide", "dumbbells"]
+
+
+@pytest.fixture(params=FIGURES)
 def figure(request, frame, edit):
     match request.param:
-        case "bars":
-            return plots.method_bars(frame, "efficacy", title="All methods")
+        case "dots":
+            return plots.method_dots(frame, "efficacy", title="All methods")
         case "panels":
-            return plots.method_bars(frame, METRICS)
-        case "lines":
-            return plots.language_lines(frame, "efficacy", title="By language")
+            return plots.method_dots(frame, METRICS)
+        case "many":
+            rows = frame[frame["method"] == METHODS[0]]
+            return plots.method_dots(pd.concat([rows.assign(method=m) for m in MANY]), METRICS, title="Many methods")
+        case "sequence":
+            return plots.sequence_lines(sequence(MANY, 54), {"early": "one", "all": "two"}, title="Over time")
+        case "curves":
+            return plots.method_curves(sequence(), "edits", {"early": "early", "all": "all"}, title="Kept", xlabel="x")
+        case "many curves":
+            return plots.method_curves(sequence(MANY), "edits", {"early": "early", "all": "all"}, ylabel="y")
         case "heatmap":
             matrix = pd.DataFrame(np.linspace(-1, 1, 16).reshape(4, 4), index=list(TEXTS), columns=list(TEXTS))
             matrix.iloc[1, 2] = np.nan
             return plots.heatmap(matrix, title="Transfer", value_label="change", centre=0)
+        case "multiples":
+            panels = {method: square(i) for i, method in enumerate(MANY[:10])}
+            return plots.heatmaps(panels, title="Small", xlabel="x", ylabel="y", value_label="points", centre=0)
+        case "wide":
+            panels = {method: square(i, 54) for i, method in enumerate(MANY[:10])}
+            return plots.heatmaps(panels, title="Wide", xlabel="x", ylabel="y", limits=(0, 1))
         case "dumbbells":
             return plots.before_after(edit, title="瑞典 → 巴西雷亚尔")
 
@@ -155,11 +191,20 @@ def test_style_leaves_no_trace():
 
 def test_a_method_keeps_its_colour_whatever_stands_beside_it(frame):
     def colours(part):
-        figure = plots.method_bars(part, "efficacy")
-        return {bar.get_label(): bar.patches[0].get_facecolor() for bar in figure.axes[0].containers}
+        figure = plots.sequence_lines(part, {"early": "early"})
+        return {line.get_label(): line.get_color() for line in figure.axes[0].lines}
 
-    few = colours(frame[frame["method"] != "memit"])
-    assert few.items() < colours(frame).items()
+    few = colours(sequence(["alphaedit", "langedit"]))
+    assert few.items() < colours(sequence()).items()
+
+
+def test_variants_share_a_colour_and_are_dashed():
+    lines = plots.sequence_lines(sequence(MANY), {"early": "early"}).axes[0].lines
+    looks = {line.get_label(): (line.get_color(), line.get_marker(), line.get_linestyle()) for line in lines}
+    assert len(set(looks.values())) == len(MANY)
+    for name, (colour, _, dash) in looks.items():
+        assert dash == ("--" if "-" in name else "-")
+        assert colour == looks[name.split("-")[0]][0]
 
 
 def test_methods_without_a_colour_of_their_own_are_still_told_apart():
@@ -168,29 +213,79 @@ def test_methods_without_a_colour_of_their_own_are_still_told_apart():
     assert len(set(looks.values())) == 3
 
 
-def test_moments_are_drawn_in_the_order_of_time(frame):
-    labels = [label.get_text() for label in plots.method_bars(frame, "efficacy").axes[0].get_xticklabels()]
-    assert labels == ["before editing", "right after the batch", "at the end of the sequence"]
+def test_bars_span_the_interval_and_dots_lie_at_the_value(frame):
+    row = frame.query("metric == 'efficacy' and lang == 'all' and method == 'memit' and `when` == 'final'").iloc[0]
+    axes = plots.method_dots(frame, "efficacy").axes[0]
+    assert [label.get_text() for label in axes.get_yticklabels()] == METHODS
+    low, high = axes.collections[1].get_segments()[0][:, 0]
+    assert (low, high) == pytest.approx((row["low"], row["high"]))
+    x, y = axes.collections[4].get_offsets()[0]
+    assert (x, y) == pytest.approx((row["value"], 0))
 
 
-def test_whiskers_span_the_interval_and_bars_the_value(frame):
-    row = frame.query("metric == 'efficacy' and lang == 'all' and method == 'memit' and `when` == 'before'").iloc[0]
-    axes = plots.method_bars(frame, "efficacy").axes[0]
-    assert axes.containers[0].patches[0].get_height() == pytest.approx(row["value"])
-    bottom, top = axes.collections[0].get_segments()[0][:, 1]
-    assert (bottom, top) == pytest.approx((row["low"], row["high"]))
-
-
-def test_a_bar_never_stands_for_several_rows(frame):
+def test_a_dot_never_stands_for_several_rows(frame):
     with pytest.raises(ValueError, match="several rows for one mark"):
-        plots.method_bars(pd.concat([frame, frame.assign(model="other")]), "efficacy")
+        plots.method_dots(pd.concat([frame, frame.assign(model="other")]), "efficacy")
+
+
+def test_what_was_not_measured_is_told_and_not_drawn(frame):
+    part = frame[(frame["method"] != "memit") | (frame["when"] != "immediate")]
+    texts = [text for text, _ in drawn_texts(plots.method_dots(part, "efficacy"))]
+    assert sum(text.startswith("n/a → ") for text in texts) == 1
+
+
+def test_names_at_the_ends_of_curves_do_not_overlap_and_few_methods_are_all_coloured():
+    few, many = (plots.method_curves(sequence(m), "edits", {"early": "e"}) for m in (METHODS, MANY))
+    for figure, methods in ((few, METHODS), (many, MANY)):
+        figure.draw_without_rendering()
+        names = [text for text in figure.findobj(matplotlib.text.Annotation) if text.get_text() in methods]
+        boxes = [matplotlib.text.Text.get_window_extent(text) for text in names]  # without the tie to the line
+        assert len(boxes) == len(methods)
+        assert not any(a.overlaps(b) for i, a in enumerate(boxes) for b in boxes[i + 1 :])
+    assert {line.get_color() for line in few.axes[0].lines} == {plots.METHODS[m][0] for m in METHODS}
+    coloured = [line.get_color() for line in many.axes[0].lines if line.get_color() != "#B0B0B0"]
+    assert set(coloured) == {plots.METHODS[m][0] for m in plots.FOCUS}
+
+
+def test_an_axis_is_logarithmic_only_where_one_method_dwarfs_the_others():
+    calm = sequence()
+    assert plots.sequence_lines(calm, {"early": "e"}).axes[0].get_yscale() == "linear"
+    wild = calm.assign(early=calm["early"].where(calm["method"] != "memit", calm["early"] * 100))
+    assert plots.sequence_lines(wild, {"early": "e"}).axes[0].get_yscale() == "log"
+    assert plots.sequence_lines(wild.assign(early=wild["early"] - 1), {"early": "e"}).axes[0].get_yscale() == "linear"
+
+
+def test_small_multiples_share_one_scale_that_an_outlier_does_not_stretch():
+    panels = {str(i): square(i) for i in range(9)} | {"wild": square(9) * 40}
+    figure = plots.heatmaps(panels, centre=0)
+    images = [axes.images[0] for axes in figure.axes if axes.images]
+    limits = {image.get_clim() for image in images}
+    assert len(images) == 10 and len(limits) == 1
+    ((low, high),) = limits
+    assert low == -high and high < 100
+    assert [axes.get_title(loc="left") for axes in figure.axes[:10]] == list(panels)
+
+
+def test_small_multiples_of_different_shapes_or_none_are_refused():
+    with pytest.raises(ValueError, match=r"matrices of one shape; got \[\(3, 3\), \(4, 4\)\]"):
+        plots.heatmaps({"a": square(0, 4), "b": square(0, 3)})
+    with pytest.raises(ValueError, match="matrices of one shape"):
+        plots.heatmaps({})
+
+
+def test_numbers_are_written_only_where_they_can_be_read():
+    def numbers(size):
+        figure = plots.heatmaps({str(i): square(i, size) for i in range(4)}, centre=0)
+        return sum(len(axes.texts) for axes in figure.axes)
+
+    assert numbers(4) == 4 * 16 and numbers(54) == 0
 
 
 def test_unknown_metric_language_and_object_are_refused_with_the_known_ones(frame, edit):
     with pytest.raises(ValueError, match="unknown metric 'eficacy'; known: efficacy"):
-        plots.method_bars(frame, "eficacy")
+        plots.method_dots(frame, "eficacy")
     with pytest.raises(ValueError, match="unknown lang 'it'"):
-        plots.method_bars(frame, "efficacy", lang="it")
+        plots.method_dots(frame, "efficacy", lang="it")
     with pytest.raises(ValueError, match="unknown object 'older'; known: old"):
         plots.before_after(edit.replace({"object": {"old": "older"}}))
 
@@ -202,7 +297,7 @@ def test_names_that_would_leave_the_folder_are_refused(name, tmp_path):
 
 
 def test_saved_figure_shows_the_saved_bytes_and_describes_itself(frame, tmp_path):
-    saved = plots.save(plots.method_bars(frame, "efficacy", title="All methods"), tmp_path, "bars")
+    saved = plots.save(plots.method_dots(frame, "efficacy", title="All methods"), tmp_path, "bars")
     bundle, metadata = saved._repr_mimebundle_()
     assert bundle["image/png"] == (tmp_path / "bars.png").read_bytes()
     assert metadata["image/png"]["alt"] == "All methods; efficacy"

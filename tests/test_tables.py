@@ -5,7 +5,17 @@ import math
 import pandas as pd
 import pytest
 
-from langedit_core.tables import Bold, format_ci, headline, html_table, latex_table, markdown_table, save_table
+from langedit_core.tables import (
+    WIDE,
+    Bold,
+    format_ci,
+    full_table,
+    headline,
+    html_table,
+    latex_table,
+    markdown_table,
+    save_table,
+)
 
 
 @pytest.fixture
@@ -178,3 +188,35 @@ def test_headline_marks_the_given_cells_and_only_those():
 def test_a_bold_cell_that_is_not_in_the_table_is_refused(cell):
     with pytest.raises(ValueError, match="which the table lacks"):
         headline(tidy(*MAIN), bold={cell})
+
+
+def test_the_full_table_shows_the_end_and_efficacy_from_right_after():
+    frame = tidy(
+        ("memit", "efficacy_tf", "immediate", "all", 0.9, 60, 0.8, 1.0),
+        ("memit", "efficacy_tf", "final", "all", 0.5, 60, 0.4, 0.6),
+        ("memit", "efficacy_tf", "final", "en", 0.1, 10, 0.0, 0.2),
+        ("memit", "drift_kl", "final", "all", 0.25, 6, 0.2, 0.3),
+        ("langedit", "efficacy_tf", "final", "all", 0.7, 60, 0.6, 0.8),
+    )
+    bold = {("m", "d", "langedit", "final", "efficacy_tf"), ("m", "d", "memit", "immediate", "efficacy_tf")}
+    table = full_table(frame, {"n": {"memit": 60, "langedit": 60}, "F1": {"memit": "0.5"}}, bold=bold)
+    assert list(table) == ["method", "efficacy", "drift KL", "n", "F1"]
+    assert table.to_numpy().tolist() == [
+        ["memit", "0.90 → 0.50 [0.40, 0.60]", "0.25 [0.20, 0.30]", 60, "0.5"],
+        ["langedit", "0.70 [0.60, 0.80]", "n/a", 60, "n/a"],
+    ]
+    assert [isinstance(cell, Bold) for cell in table["efficacy"]] == [False, True]
+
+
+def test_a_wide_table_is_dense_and_breaks_lines_only_between_numbers_and_intervals():
+    cells = {f"c{i}": ["0.90 → 0.50 [-0.40, 0.60], n = 7"] for i in range(1 + WIDE // 30)}
+    page = html_table(pd.DataFrame(cells))
+    assert page.startswith('<table class="dense">')
+    assert "0.90&nbsp;→&nbsp;0.50 [-0.40,&nbsp;0.60], n&nbsp;=&nbsp;7" in page
+    narrow = html_table(pd.DataFrame({"a": ["0.90 → 0.50 [-0.40, 0.60], n = 7"]}))
+    assert narrow.startswith("<table>") and "&nbsp;" not in narrow
+
+
+def test_markup_in_a_wide_table_is_escaped_too():
+    page = html_table(pd.DataFrame({"a": ["<script>" * 20]}))
+    assert 'class="dense"' in page and "<script" not in page

@@ -1,0 +1,134 @@
+"""What a batch does to the edits before it, and how much of the earliest edits is left as the sequence goes on.
+
+Δ_t(f) = 100 (tf_t(f) − tf_{t−1}(f)) points, over facts f edited before batch t; negative is negative interference.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import pandas as pd
+
+from langedit_core.stats import ALPHA, Estimate, holm, interval, paired
+
+UNIT = ["seed", "fact", "tested", "batch"]
+FINDINGS = ("another language hurts more", "the same language hurts more", "no difference shown")
+
+
+def followed(retention: pd.DataFrame) -> pd.DataFrame:
+    """Rows of the facts that were asked again after later batches, so that a curve is about the same facts throughout.
+
+    Args:
+        retention: Columns seed, fact, lang, edited (the batch it was edited in), step, tf.
+
+    Returns:
+        The same with lang named `tested` and edited named `batch`; the last batch, which has none after it, is whole.
+    """
+    rows = retention.rename(columns={"lang": "tested", "edited": "batch"})
+    last_asked = rows.groupby(UNIT)["step"].transform("max")
+    return rows[(last_asked > rows["batch"]) | (rows["batch"] == rows["step"].max())]
+
+
+def changes(retention: pd.DataFrame, langs: Sequence[str]) -> pd.DataFrame:
+    """One row per batch and fact edited before it.
+
+    Args:
+        retention: As for `followed`.
+        langs: Languages of the batches, in order; they repeat.
+
+    Returns:
+        Columns seed, fact, tested (the fact's language), batch (when it was edited), step (the batch that changed it),
+        edited (that batch's language), round (how often all languages had come before), change (points).
+    """
+    rows = retention.rename(columns={"lang": "tested", "edited": "batch"})
+    before = rows.assign(step=rows["step"] + 1)
+    found = rows.merge(before, on=[*UNIT, "step"], suffixes=("", "_before"))
+    found = found.assign(
+        edited=[langs[t % len(langs)] for t in found["step"]],
+        round=found["step"] // len(langs),
+        change=100 * (found["tf"] - found["tf_before"]),
+    )
+    return found[[*UNIT, "step", "edited", "round", "change"]]
+
+
+def by_language(found: pd.DataFrame) -> pd.DataFrame:
+    """Mean change per language edited, language tested and round: edited, tested, round, change, n, seeds.
+
+    `n` counts facts, each as often as a batch of that language followed it in that round.
+    """
+    grouped = found.groupby(["edited", "tested", "round"], sort=False)
+    table = grouped.agg(change=("change", "mean"), n=("change", "size"), seeds=("seed", "nunique"))
+    return table.reset_index()
+
+
+def matrix(table: pd.DataFrame, langs: Sequence[str]) -> pd.DataFrame:
+    """Language edited (rows) × language tested (columns), mean over rounds weighted by n; NaN where nothing was."""
+    sums = table.assign(total=table["change"] * table["n"]).groupby(["edited", "tested"])[["total", "n"]].sum()
+    return (sums["total"] / sums["n"]).unstack("tested").reindex(index=langs, columns=langs)
+
+
+def periods(table: pd.DataFrame, langs: Sequence[str], rounds: int, most: int = 5) -> dict[str, pd.DataFrame]:
+    """`matrix` over time: the rounds in at most `most` stretches of about equal length, by their label."""
+    stretches = np.array_split(np.arange(rounds), min(most, rounds))
+    labels = [f"round {s[0] + 1}" if len(s) == 1 else f"rounds {s[0] + 1}–{s[-1] + 1}" for s in stretches]
+    return {
+        label: matrix(table[table["round"].isin(stretch)], langs)
+        for label, stretch in zip(labels, stretches, strict=True)
+    }
+
+
+def same_and_other(found: Mapping[str, pd.DataFrame], n_langs: int) -> pd.DataFrame:
+    """Does a batch of another language hurt earlier edits more than a batch of their own language?
+
+    A fact meets its own language again only some batches later, and what follows an edit at once may hurt most. So
+    batches of its language are compared with those right before and right after them, paired by fact. Without a second
+    round there is nothing to compare.
+
+    Args:
+        found: Method → its `changes`.
+        n_langs: Length of the cycle of languages.
+
+    Returns:
+        One row per method: method, `any` (over all facts that were asked again), `same`, `other` and `difference`
+        (other − same; over facts that have both), each an `Estimate` in points per batch, n (facts that have both),
+        seeds, p_holm over the methods, and finding, one of `FINDINGS`; None without a test.
+    """
+    rows, p = [], {}
+    for method, part in found.items():
+        per_fact = part.groupby(UNIT)["change"].mean()
+        own, age = part["edited"] == part["tested"], part["step"] - part["batch"]
+        beside = ((age % n_langs == 1) & (age > n_langs)) | (age % n_langs == n_langs - 1)
+        same = part[own].groupby(UNIT)["change"].mean()
+        other = part[~own & beside].groupby(UNIT)["change"].mean()
+        both = same.index.intersection(other.index)
+        nothing = Estimate(float("nan"), 0, float("nan"), float("nan"))
+        row = dict(method=method, any=interval(per_fact), same=nothing, other=nothing, difference=nothing, n=len(both))
+        row |= dict(seeds=part["seed"].nunique(), p_holm=float("nan"), finding=None)
+        if len(both):
+            tested = paired(other[both], same[both])
+            row |= dict(same=interval(same[both]), other=interval(other[both]), difference=tested.difference)
+            p[method] = tested.p
+        rows.append(row)
+    corrected = dict(zip(p, holm(p.values()), strict=True)) if p else {}
+    for row in rows:
+        if row["method"] in corrected:
+            row["p_holm"] = corrected[row["method"]]
+            worse = row["difference"].value < 0
+            row["finding"] = FINDINGS[2 if row["p_holm"] >= ALPHA else 0 if worse else 1]
+    return pd.DataFrame(rows)
+
+
+def kept(retention: pd.DataFrame, first: int) -> pd.DataFrame:
+    """Efficacy of the earliest edits and of all edits so far after every batch, each batch weighing the same.
+
+    Args:
+        retention: As for `followed`.
+        first: How many batches are "the earliest".
+
+    Returns:
+        Columns step, earliest, all.
+    """
+    per_batch = followed(retention).groupby(["step", "batch"])["tf"].mean().reset_index()
+    early = per_batch[per_batch["batch"] < first].groupby("step")["tf"].mean()
+    return pd.DataFrame({"earliest": early, "all": per_batch.groupby("step")["tf"].mean()}).reset_index()

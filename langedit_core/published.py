@@ -1,0 +1,218 @@
+"""What the LangEdit paper (Sun et al., Findings of ACL 2025, arXiv 2506.10800) claims, beside what a study measured.
+
+ours = mean over facts of LangEdit − other, with its paired interval; the other is AlphaEdit, or the best baseline.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pandas as pd
+
+from langedit_core.stats import Estimate
+from langedit_core.tables import format_ci
+
+if TYPE_CHECKING:
+    from langedit_core.analysis import Study
+
+LANGEDIT, ALPHAEDIT = "langedit", "alphaedit"
+BASELINES = ("ft", "rome", "memit", "memit-seq", "rect", "prune", "alphaedit")
+"""What the paper could compare with; EvoEdit and SPHERE came later, and `-released` variants are no methods."""
+
+EFFICACY = "efficacy (teacher-forced token accuracy)"
+F1 = "XTREME F1 (mean of XNLI, PAWS-X, MLQA, WikiANN)"
+PAPER_BATCH, PAPER_TRIPLETS = 100, 100_000
+PAPER_SIZES = "6–8B"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Claim:
+    """One number of the paper.
+
+    Attributes:
+        claim: What is claimed.
+        points: The number, in points of 100.
+        model, data: Of what it is said.
+        metric: In the paper's sense.
+        where: Where it stands.
+    """
+
+    claim: str
+    points: float
+    model: str
+    data: str
+    metric: str
+    where: str
+
+
+CLAIMS = (
+    Claim(
+        claim="LangEdit over the best baseline, at most", points=5.65, model="GPT-J-6B, Llama3-8B or Qwen2.5-7B",
+        data="bzsre or mzsre", metric=F1, where="main results, Table 1",
+    ),
+    Claim(
+        claim="LangEdit over the best baseline, at most", points=2.20, model="GPT-J-6B, Llama3-8B or Qwen2.5-7B",
+        data="bzsre or mzsre", metric=EFFICACY, where="main results, Table 1",
+    ),
+    Claim(
+        claim="LangEdit after the whole sequence", points=73.18, model="Llama3-8B", data="bzsre", metric=EFFICACY,
+        where="main results, Table 1",
+    ),
+    Claim(
+        claim="LangEdit after the whole sequence", points=73.14, model="Llama3-8B", data="bzsre", metric=F1,
+        where="main results, Table 1",
+    ),
+)  # fmt: skip
+GAIN = {claim.metric: claim.points for claim in CLAIMS[:2]}
+
+
+def claims() -> pd.DataFrame:
+    """The paper's numbers as a table."""
+    return pd.DataFrame(asdict(claim) | {"points": f"{claim.points:.2f}"} for claim in CLAIMS)
+
+
+def beside(study: Study) -> pd.DataFrame:
+    """Our numbers for the paper's comparisons, a row per data set, metric and opponent, in points.
+
+    Efficacy is paired over facts and seeds, its verdict from the corrected tests of the data set. Of XTREME only the
+    scores of whole sets are kept, so its interval treats the two methods as independent: too wide, since both answer
+    the same records, and no verdict is given. Columns data, metric, langedit, against (with "best baseline" where it
+    was chosen by its mean), its value, difference, n, seeds, paper (largest gain it reports), verdict.
+    """
+    rows = []
+    for data in study.datasets:
+        if LANGEDIT not in study.methods_of(data):
+            continue
+        found = {EFFICACY: _efficacy(study, data, "efficacy_tf")}
+        found |= {"efficacy (exact match)": _efficacy(study, data, "efficacy_em"), F1: _xtreme(study, data)}
+        for metric, (values, differences) in found.items():
+            for name, role in _opponents(values):
+                d = differences[name]
+                rows.append(
+                    dict(data=data, metric=metric, langedit=f"{100 * values[LANGEDIT]:.1f}", against=f"{name}{role}")
+                    | dict(value=f"{100 * values[name]:.1f}", difference=_points(d["difference"]))
+                    | dict(n=d["difference"].n, seeds=d["seeds"], paper=GAIN.get(metric, float("nan")))
+                    | dict(verdict=d["verdict"])
+                )
+    names = ["data", "metric", "langedit", "against", "value", "difference", "n", "seeds", "paper", "verdict"]
+    table = pd.DataFrame(rows, columns=names)
+    return table.assign(paper=[f"up to {p:+.2f}" if np.isfinite(p) else "–" for p in table["paper"]])
+
+
+def verdicts(study: Study) -> list[str]:
+    """Is LangEdit's advantage over AlphaEdit real on this model? One sentence per data set."""
+    sentences = []
+    for data in study.datasets:
+        values, differences = _efficacy(study, data, "efficacy_tf") if LANGEDIT in study.methods_of(data) else ({}, {})
+        if ALPHAEDIT not in differences:
+            continue
+        d, verdict, seeds = (differences[ALPHAEDIT][k] for k in ("difference", "verdict", "seeds"))
+        told = {"better": "is shown", "worse": "is contradicted (AlphaEdit is ahead)"}.get(verdict, "is not shown")
+        sentence = (
+            f"On {data} LangEdit's advantage over AlphaEdit {told}: {_points(d)} points of efficacy at the end, paired "
+            f"over n = {d.n} edits, {'one seed' if seeds == 1 else f'{seeds} seeds'}"
+        )
+        if np.isfinite(d.low):
+            claimed = GAIN[EFFICACY]
+            inside = 100 * d.low <= claimed <= 100 * d.high
+            sentence += (
+                f"; the interval {'holds' if inside else 'does not hold'} the {claimed:+.2f} that the paper reports "
+                "at most over its best baseline"
+            )
+        sentences.append(sentence + ".")
+    return sentences
+
+
+def reasons(study: Study) -> list[str]:
+    """Why the two may differ, each with the numbers of this study."""
+    cells = [r.cell for r in study.results]
+    model, out = cells[0].model, []
+    size = size_of(model)
+    out.append(
+        f"Model: {model}{f' ({size} parameters)' if size else ''} against {PAPER_SIZES} in the paper; a smaller matrix "
+        "has fewer directions to spare, and less knowledge that editing could harm."
+    )
+    told = []
+    for data in study.datasets:
+        cell = study.cell(data)
+        told.append(f"{data} {cell.batches} batches of {cell.batch} in {', '.join(cell.langs)}")
+    out.append(f"Data: {'; '.join(told)}; the paper edits {PAPER_BATCH} facts at a time.")
+    for data in study.datasets:
+        if LANGEDIT not in study.methods_of(data):
+            continue
+        try:
+            tf, em = (study.estimate(data, LANGEDIT, m, "final").value for m in ("efficacy_tf", "efficacy_em"))
+        except KeyError:
+            continue
+        out.append(
+            f"Metric: on {data} the same LangEdit edits score {100 * tf:.1f} by token accuracy under teacher forcing, "
+            f"which the paper reports, and {100 * em:.1f} by exact match: {100 * (tf - em):.1f} points between two "
+            f"ways of counting, where the claim is {GAIN[EFFICACY]:.2f}."
+        )
+    if any(cell.settings.values.site == "write" for cell in cells):
+        out.append(
+            "Write port: values are optimised at the output of the edited matrix, before the norm that follows it in "
+            "some models; the paper optimises in the residual stream, where such a model cannot be written additively."
+        )
+    sentences = sorted({r.provenance["corpus_sentences"] for r in study.results if "corpus_sentences" in r.provenance})
+    if sentences:
+        span = f"{sentences[0]:,}" + (f" to {sentences[-1]:,}" if len(sentences) > 1 else "")
+        out.append(
+            f"C₀: from {span} sentences of the data sets' own corpus; the paper takes {PAPER_TRIPLETS:,} triplets."
+        )
+    return out
+
+
+def size_of(model: str) -> str | None:
+    """The size that a model's name tells, such as 270M; None if it tells none."""
+    found = re.search(r"(?:^|[-_/])(\d+(?:\.\d+)?)([mb])(?:$|[-_])", model, re.IGNORECASE)
+    return f"{found[1]}{found[2].upper()}" if found else None
+
+
+def _opponents(values: dict[str, float]) -> list[tuple[str, str]]:
+    """The best baseline and AlphaEdit; one row where they are the same."""
+    known = {m: v for m, v in values.items() if m in BASELINES}
+    if not known:
+        return []
+    best = max(known, key=known.get)
+    pairs = [(best, ", best baseline")]
+    return pairs if best == ALPHAEDIT or ALPHAEDIT not in known else [*pairs, (ALPHAEDIT, "")]
+
+
+def _efficacy(study: Study, data: str, metric: str) -> tuple[dict[str, float], dict[str, dict]]:
+    """Means at the end per method that shares facts with LangEdit, and what its paired differences are."""
+    tests = study.tests(data, LANGEDIT)
+    tests = tests[tests["metric"] == metric].set_index("b")
+    values = {m: study.estimate(data, m, metric, "final").value for m in (LANGEDIT, *tests.index) if len(tests)}
+    differences = {
+        b: dict(
+            difference=Estimate(d["difference"], d["n_facts"], d["low"], d["high"]),
+            seeds=d["n_seeds"],
+            verdict=d["verdict"],
+        )
+        for b, d in tests.iterrows()
+    }
+    return values, differences
+
+
+def _xtreme(study: Study, data: str) -> tuple[dict[str, float], dict[str, dict]]:
+    means = study.xtreme(data).query("task == 'xtreme' and lang == 'all' and when == 'final'").set_index("method")
+    if LANGEDIT not in means.index:
+        return {}, {}
+    ours, differences = means.loc[LANGEDIT], {}
+    for method, row in means.iterrows():
+        half = np.hypot(ours["high"] - ours["low"], row["high"] - row["low"]) / 2
+        d = ours["value"] - row["value"]
+        estimate = Estimate(d, int(row["n"]), d - half, d + half)
+        differences[method] = dict(
+            difference=estimate, seeds=int(min(ours["seeds"], row["seeds"])), verdict="not tested"
+        )
+    return means["value"].to_dict(), differences
+
+
+def _points(e: Estimate) -> str:
+    sign = "+" if e.value > 0 else ""
+    return sign + format_ci(*(100 * part for part in (e.value, e.low, e.high)))

@@ -1,0 +1,93 @@
+"""What the numbers of one data set say, in a handful of sentences that stay as few when methods become many."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import pandas as pd
+
+from langedit_core.metrics import WHEN
+from langedit_core.tables import FULL, format_ci
+
+if TYPE_CHECKING:
+    from langedit_core.analysis import Study
+
+RIVAL = "alphaedit"
+
+
+def reading(study: Study, data: str, reference: str = "langedit") -> list[str]:
+    """At most six sentences: the order of methods, what was lost, how `reference` compares, what it costs.
+
+    Args:
+        study: Finished cells.
+        data: One of its data sets.
+        reference: Compared with all others; where it was not run, or alone, those sentences are left out.
+    """
+    methods = study.methods_of(data)
+    sentences = [_order(study, data, methods, reference), _lost(study, data, methods)]
+    if reference in methods:
+        tests = study.tests(data, reference)
+        if len(tests):
+            sentences += _against(tests, reference)
+    return sentences + _cost(study, data, methods, reference)
+
+
+def _order(study: Study, data: str, methods: list[str], reference: str) -> str:
+    """Who keeps most: all methods where they are few, else the ends of the order and the reference."""
+    found = {m: study.estimate(data, m, "efficacy_tf", "final") for m in methods}
+    ranked = sorted(methods, key=lambda m: -found[m].value)
+    told = {m: f"{m} {format_ci(*(found[m].value, found[m].low, found[m].high))}" for m in methods}
+    shown = ranked
+    if len(ranked) > 5:
+        shown = [*ranked[:3], *ranked[-1:]]
+        if reference in ranked[3:-1]:
+            shown.insert(3, reference)
+        for m in shown[3:]:
+            told[m] += f" (rank {ranked.index(m) + 1} of {len(ranked)})"
+    seeds = len({r.cell.seed for r in study.results if r.cell.data == data})
+    n = sorted({e.n for e in found.values()})
+    edits = str(n[0]) if len(n) == 1 else f"{n[0]} to {n[-1]}"
+    over = "one seed" if seeds == 1 else f"{seeds} seeds"
+    return f"Efficacy {WHEN['final']} (n = {edits} edits per method, {over}): {', '.join(told[m] for m in shown)}."
+
+
+def _lost(study: Study, data: str, methods: list[str]) -> str:
+    """Efficacy right after the batch and at the end: of all methods where they are few, else of the two extremes."""
+    both = {m: [study.estimate(data, m, "efficacy_tf", w).value for w in ("immediate", "final")] for m in methods}
+    ranked = sorted(methods, key=lambda m: both[m][0] - both[m][1])
+    few = len(ranked) <= 3
+    told = [f"{m} {both[m][0]:.2f} → {both[m][1]:.2f}" for m in (ranked if few else (ranked[0], ranked[-1]))]
+    if few:
+        return f"Right after the batch → at the end: {', '.join(told)}."
+    return f"Later batches take least from {told[0]} and most from {told[1]} (right after its batch → end)."
+
+
+def _against(tests: pd.DataFrame, reference: str) -> list[str]:
+    """The rival, or the only other method, in numbers; all others as counts."""
+    sentences, others = [], list(dict.fromkeys(tests["b"]))
+    rival = RIVAL if RIVAL in others else others[0]
+    parts = []
+    for metric in ("efficacy_tf", "generality_tf", "specificity_same"):
+        for d in tests[(tests["b"] == rival) & (tests["metric"] == metric)].itertuples():
+            told = f"{d.difference:+.2f} [{d.low:+.2f}, {d.high:+.2f}], n = {d.n_facts}"
+            parts.append(f"{FULL[metric]} {d.verdict} ({told})")
+    sentences.append(f"{reference} against {rival} at the end, paired over facts: {'; '.join(parts)}.")
+    if len(others) > 1:
+        told = []
+        for verdict in ("better", "worse"):
+            rows = tests[tests["verdict"] == verdict]
+            names = ", ".join(f"{m} ({n})" for m, n in rows.groupby("b", sort=False).size().items())
+            told.append(f"{verdict} in {len(rows)}" + (f" — {names}" if names else ""))
+        told.append(f"and not shown to differ in {sum(tests['verdict'] == 'no difference shown')}")
+        sentences.append(
+            f"Of {len(tests)} corrected comparisons with {len(others)} methods {reference} is {', '.join(told)}."
+        )
+    return sentences
+
+
+def _cost(study: Study, data: str, methods: list[str], reference: str) -> list[str]:
+    growth = study.growth(data)
+    last = growth[growth["step"] == growth["step"].max()].set_index("method")["relative_total"]
+    ranked = sorted((m for m in methods if m in last), key=lambda m: last[m])
+    shown = [m for m in ranked if len(ranked) <= 4 or m in (ranked[0], reference, RIVAL, ranked[-1])]
+    return [f"After the last batch ‖W − W₀‖/‖W₀‖ is {', '.join(f'{m} {last[m]:.2f}' for m in shown)}."]
