@@ -259,6 +259,16 @@ def score_options(
     return scores
 
 
+def end_tokens(model: EditableModel) -> frozenset[int]:
+    """Ids after which the model has said all: the tokenizer's end token and those of the generation config.
+
+    Chat models end a turn with another token than a text, and only the generation config names both.
+    """
+    named = model.hf.generation_config.eos_token_id
+    ids = named if isinstance(named, list) else [named]
+    return frozenset(i for i in (model.tokenizer.eos_token_id, *ids) if i is not None)
+
+
 @torch.no_grad()
 def generate(
     model: EditableModel,
@@ -270,7 +280,7 @@ def generate(
     share: int | None = None,
     progress: Callable[[int], None] | None = None,
 ) -> list[tuple[str, bool]]:
-    """Greedy continuations, up to the text `stop`, the end token or `tokens` tokens; the head runs at the last column.
+    """Greedy continuations, up to the text `stop`, an end token or `tokens` tokens; the head runs at the last column.
 
     Returns:
         For each prompt its continuation before `stop`, and whether it ended by itself.
@@ -280,6 +290,7 @@ def generate(
     """
     check_room(model, prompts, tokens)
     prefix = SharedPrefix(model, prompts, most=share)
+    ends = end_tokens(model)
     found: list[tuple[str, bool] | None] = [None] * len(prompts)
 
     def work(chunk: list[int]) -> None:
@@ -290,7 +301,7 @@ def generate(
             likeliest = model.logits(hidden, normed=True).argmax(-1)
             going = []
             for at, (i, token) in enumerate(zip(alive, likeliest.tolist(), strict=True)):
-                ended = token == model.tokenizer.eos_token_id
+                ended = token in ends
                 if not ended:
                     said[i].append(token)
                 text = model.tokenizer.decode(said[i], skip_special_tokens=True, clean_up_tokenization_spaces=False)

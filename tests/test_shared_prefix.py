@@ -110,6 +110,17 @@ def test_generation_ends_at_the_stop_text_or_the_end_token_and_says_when_it_did_
     assert generate(tiny, [prompt], stop="\n\n\n", tokens=8) == [(before, True)]
 
 
+@pytest.mark.parametrize("listed", [True, False])
+def test_generation_ends_at_end_tokens_that_only_the_generation_config_names(tiny, listed):
+    """As the end of a turn in chat models, beside the end of a text."""
+    ids = reference.greedy(tiny, PROMPTS[1], 8)
+    tiny.hf.generation_config.eos_token_id = [2, ids[4]] if listed else ids[4]
+    before = tiny.tokenizer.decode(ids[: ids.index(ids[4])], skip_special_tokens=True)
+    assert generate(tiny, [PROMPTS[1]], stop="\n\n\n", tokens=8) == [(before, True)]
+    tiny.hf.generation_config.eos_token_id = None
+    assert generate(tiny, [PROMPTS[1]], stop="\n\n\n", tokens=8) == [(tiny.tokenizer.decode(ids), False)]
+
+
 def test_prompts_that_are_all_the_same_keep_a_token_of_their_own(tiny):
     assert SharedPrefix(tiny, [PROMPTS[0]] * 3).length == len(PROMPTS[0]) - 1
     same = score_options(tiny, [PROMPTS[0]] * 3, [WORDS] * 3)
