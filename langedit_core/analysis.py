@@ -19,7 +19,7 @@ from langedit_core.models import EditableModel, load_model
 from langedit_core.profiles import Profile, load_profile
 from langedit_core.reading import reading
 from langedit_core.results import Cell, CellResult, is_known, load_result
-from langedit_core.stats import LOWER_IS_BETTER, Estimate, best_cells, compare_methods, paired_difference, summarise
+from langedit_core.stats import Estimate, LOWER_IS_BETTER, best_cells, compare_methods, paired_difference, per_fact, summarise
 from langedit_core.study import run_cells
 from langedit_core.tables import COLUMNS, FULL, MISSING, Bold, format_ci, full_table
 from langedit_core.xtreme_tables import differences, over_seeds, readable, sizes
@@ -128,8 +128,8 @@ class Study:
         """Paired difference a − b over facts (and seeds)."""
         rows = self._stack("rows", data)
         rows = rows[(rows["metric"] == metric) & (rows["when"] == when)]
-        per_fact = rows.groupby(["method", "seed", "fact", "lang"])["value"].mean()
-        return paired_difference(per_fact.loc[a], per_fact.loc[b])
+        values = per_fact(rows, ["method", "seed", "fact"])
+        return paired_difference(values.loc[a], values.loc[b])
 
     def tests(self, data: str, reference: str, when: str = "final") -> pd.DataFrame:
         """`reference` against every other method: the table of `compare_methods`, one family, metrics in their order.

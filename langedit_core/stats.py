@@ -1,7 +1,7 @@
 """Intervals and tests: a mean without an interval is not a result, and many comparisons need Holm's correction.
 
-Percentile bootstrap over facts (a fact's probes are averaged first, since they share the edit), and where a run was
-repeated, over seeds and facts within; p = 2 min(#{m* ≤ 0}, #{m* ≥ 0}) / B, each count and B raised by one; seeded.
+Percentile bootstrap over facts (a fact's probes, and its languages where it has several, are averaged first, since they
+share the fact), and where a run was repeated, over seeds and facts within; p = 2 min(#{m* ≤ 0}, #{m* ≥ 0}) / B, each count and B raised by one; seeded.
 """
 
 from __future__ import annotations
@@ -301,8 +301,8 @@ def _resamples(family: int) -> int:
 def _by_method(rows: pd.DataFrame, by: Sequence[str]) -> dict[tuple, dict[str, pd.Series]]:
     """(*by, metric, when) → method → one value per fact; groups and methods in the order they first appear."""
     keys = [*by, "metric", "when"]
-    unit = [c for c in ("seed", "fact", "lang") if c not in by and (c in rows or c != "seed")]
-    needed = [*keys, "method", *unit, "value"]
+    unit = [c for c in ("seed", "fact") if c not in by and (c in rows or c != "seed")]
+    needed = [*keys, "method", *unit, "lang", "value"]
     if missing := [c for c in needed if c not in rows]:
         raise ValueError(f"rows lack the columns {missing}; a comparison needs {', '.join(needed)}")
     if rows.empty:
@@ -310,11 +310,20 @@ def _by_method(rows: pd.DataFrame, by: Sequence[str]) -> dict[tuple, dict[str, p
     broken = rows[needed].isna().any(axis=1) | ~np.isfinite(rows["value"].astype(float))
     if broken.any():
         raise ValueError(f"rows hold NaN or infinity, for example\n{rows.loc[broken, needed].head(3)}")
-    per_fact = rows.groupby([*keys, "method", *unit], sort=False)["value"].mean()
+    values_of = per_fact(rows, [*keys, "method", *unit])
     found: dict[tuple, dict[str, pd.Series]] = {}
-    for (*labels, method), values in per_fact.groupby([*keys, "method"], sort=False):
+    for (*labels, method), values in values_of.groupby([*keys, "method"], sort=False):
         found.setdefault(tuple(labels), {})[method] = values.droplevel([*keys, "method"])
     return found
+
+
+def per_fact(rows: pd.DataFrame, keys: Sequence[str]) -> pd.Series:
+    """One value per fact: its probes averaged in each language, then its languages.
+
+    What happens to a fact in one language is no independent news of the same fact in another.
+    """
+    in_each = rows.groupby([*keys, *(["lang"] if "lang" not in keys else [])], sort=False)["value"].mean()
+    return in_each.groupby(level=list(keys), sort=False).mean()
 
 
 def summarise(rows: pd.DataFrame, by: list[str]) -> pd.DataFrame:
@@ -326,14 +335,15 @@ def summarise(rows: pd.DataFrame, by: list[str]) -> pd.DataFrame:
         by: Columns that tell one estimate from another, beside metric, when and lang.
 
     Returns:
-        Columns `by` + metric, when, lang, value, n, low, high; lang "all" pools all facts.
+        Columns `by` + metric, when, lang, value, n, low, high; lang "all" pools all facts, one in several languages as
+        one.
     """
-    unit = ["seed", "fact", "lang"] if "seed" in rows else ["fact", "lang"]
+    unit = ["seed", "fact"] if "seed" in rows else ["fact"]
     keys = [*by, "metric", "when"]
-    per_fact = rows.groupby([*keys, *unit], sort=False, as_index=False)["value"].mean()
     out = []
-    for labels, group in per_fact.groupby(keys, sort=False):
-        parts = [("all", group), *group.groupby("lang", sort=False)]
-        for lang, part in parts:
-            out.append(dict(zip(keys, labels, strict=True)) | {"lang": lang} | interval(part["value"])._asdict())
+    for labels, group in rows.groupby(keys, sort=False):
+        parts = [("all", per_fact(group, unit))]
+        parts += [(lang, per_fact(part, unit)) for lang, part in group.groupby("lang", sort=False)]
+        for lang, values in parts:
+            out.append(dict(zip(keys, labels, strict=True)) | {"lang": lang} | interval(values)._asdict())
     return pd.DataFrame(out, columns=[*keys, "lang", "value", "n", "low", "high"])

@@ -24,7 +24,7 @@ def fake_result(method: str):
         model="m", data="atlas", method=method, settings=settings_for(method, layers=(1,)), langs=("en", "zh"), batch=10
     )
     rows = [
-        dict(fact=f"f{i}", lang=lang, kind="edit", metric=metric, when=when, value=float(i < 10 * LEVELS[method, when]))
+        dict(fact=f"{lang}{i}", lang=lang, kind="edit", metric=metric, when=when, value=float(i < 10 * LEVELS[method, when]))
         for when in ("immediate", "final")
         for metric in ("efficacy_tf", "generality_tf", "specificity_same")
         for lang in cell.langs
