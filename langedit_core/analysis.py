@@ -19,7 +19,15 @@ from langedit_core.models import EditableModel, load_model
 from langedit_core.profiles import Profile, load_profile
 from langedit_core.reading import reading
 from langedit_core.results import Cell, CellResult, is_known, load_result
-from langedit_core.stats import Estimate, LOWER_IS_BETTER, best_cells, compare_methods, paired_difference, per_fact, summarise
+from langedit_core.stats import (
+    LOWER_IS_BETTER,
+    Estimate,
+    best_cells,
+    compare_methods,
+    paired_difference,
+    per_fact,
+    summarise,
+)
 from langedit_core.study import run_cells
 from langedit_core.tables import COLUMNS, FULL, MISSING, Bold, format_ci, full_table
 from langedit_core.xtreme_tables import differences, over_seeds, readable, sizes

@@ -1,7 +1,8 @@
 """Intervals and tests: a mean without an interval is not a result, and many comparisons need Holm's correction.
 
 Percentile bootstrap over facts (a fact's probes, and its languages where it has several, are averaged first, since they
-share the fact), and where a run was repeated, over seeds and facts within; p = 2 min(#{m* ≤ 0}, #{m* ≥ 0}) / B, each count and B raised by one; seeded.
+share the fact), and where a run was repeated, over seeds and facts within; p = 2 min(#{m* ≤ 0}, #{m* ≥ 0}) / B, each
+count and B raised by one; seeded.
 """
 
 from __future__ import annotations

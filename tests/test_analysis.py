@@ -24,12 +24,15 @@ def fake_result(method: str):
         model="m", data="atlas", method=method, settings=settings_for(method, layers=(1,)), langs=("en", "zh"), batch=10
     )
     rows = [
-        dict(fact=f"{lang}{i}", lang=lang, kind="edit", metric=metric, when=when, value=float(i < 10 * LEVELS[method, when]))
+        dict(
+            fact=f"{lang}{i}", lang=lang, kind="edit", metric=metric, when=when,
+            value=float(i < 10 * LEVELS[method, when]),
+        )
         for when in ("immediate", "final")
         for metric in ("efficacy_tf", "generality_tf", "specificity_same")
         for lang in cell.langs
         for i in range(10)
-    ]
+    ]  # fmt: skip
     retention = [
         dict(fact="f", lang=cell.langs[edited], edited=edited, step=step, tf=1.0 if edited == step else 0.25)
         for step in range(2)
