@@ -113,7 +113,7 @@ def verdicts(study: Study) -> list[str]:
         told = {"better": "is shown", "worse": "is contradicted (AlphaEdit is ahead)"}.get(verdict, "is not shown")
         sentence = (
             f"On {data} LangEdit's advantage over AlphaEdit {told}: {_points(d)} points of efficacy at the end, paired "
-            f"over n = {d.n} edits, {'one seed' if seeds == 1 else f'{seeds} seeds'}"
+            f"over n = {d.n} facts, {'one seed' if seeds == 1 else f'{seeds} seeds'}"
         )
         if np.isfinite(d.low):
             claimed = GAIN[EFFICACY]

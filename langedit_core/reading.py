@@ -46,9 +46,9 @@ def _order(study: Study, data: str, methods: list[str], reference: str) -> str:
             told[m] += f" (rank {ranked.index(m) + 1} of {len(ranked)})"
     seeds = len({r.cell.seed for r in study.results if r.cell.data == data})
     n = sorted({e.n for e in found.values()})
-    edits = str(n[0]) if len(n) == 1 else f"{n[0]} to {n[-1]}"
+    facts = str(n[0]) if len(n) == 1 else f"{n[0]} to {n[-1]}"
     over = "one seed" if seeds == 1 else f"{seeds} seeds"
-    return f"Efficacy {WHEN['final']} (n = {edits} edits per method, {over}): {', '.join(told[m] for m in shown)}."
+    return f"Efficacy {WHEN['final']} (n = {facts} facts per method, {over}): {', '.join(told[m] for m in shown)}."
 
 
 def _lost(study: Study, data: str, methods: list[str]) -> str:

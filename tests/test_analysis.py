@@ -97,7 +97,7 @@ def test_the_headline_can_mark_the_best_and_what_does_not_differ_from_it(study):
 def test_sentences_follow_the_numbers(study):
     text = " ".join(study.reading("atlas"))
     assert "langedit against memit at the end, paired over facts: efficacy better (+0.60" in text
-    assert "n = 20 edits per method, one seed" in text and "memit 0.30, langedit 0.30" in text
+    assert "n = 20 facts per method, one seed" in text and "memit 0.30, langedit 0.30" in text
     assert "memit 0.90 → 0.20" in text and "langedit 0.90 → 0.80" in text
 
 
