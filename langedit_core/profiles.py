@@ -22,7 +22,7 @@ HPARAMS = Path(__file__).parent / "hparams.yaml"
 
 
 class Grid(BaseModel):
-    """Cells that differ in data set, method and seed; the other fields are those of `Cell`."""
+    """Cells that differ in data set, method, seed and `changes` of the settings; the rest are fields of `Cell`."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -39,6 +39,7 @@ class Grid(BaseModel):
     corpus_limit: int | None = None
     track: int | None = None
     xtreme: int = 0
+    changes: tuple[dict, ...] = ({},)
 
 
 class Profile(BaseModel):
@@ -101,11 +102,12 @@ def _cells(grid: Grid, model: str) -> list[Cell]:
     for name in grid.data:
         if name not in LOADERS:
             raise unknown("data set", name, LOADERS)
-    shared = grid.model_dump(exclude={"data", "methods", "seeds"})
+    shared = grid.model_dump(exclude={"data", "methods", "seeds", "changes"})
     return [
-        Cell(model=model, data=data, method=method, seed=seed, settings=hyperparameters(model, method), **shared)
+        Cell(model=model, data=data, method=method, seed=seed, settings=settings, **shared)
         for data in grid.data
         for method in grid.methods
+        for settings in [hyperparameters(model, method, **changes) for changes in grid.changes]
         for seed in grid.seeds
     ]
 

@@ -127,7 +127,7 @@ def test_no_cell_is_begun_after_the_time_is_over(tmp_path, no_editing):
 
 def profile(monkeypatch, **changes) -> Profile:
     """Two methods on the toy data, partial unless changed."""
-    monkeypatch.setattr(profiles, "hyperparameters", lambda model, method: toy_study.cell(method).settings)
+    monkeypatch.setattr(profiles, "hyperparameters", lambda model, method, **_: toy_study.cell(method).settings)
     grid = dict(
         data=["toy"], methods=["evoedit", "memit"], langs=["en", "de"], rounds=2, batch=2, prefixes=1, prefix_tokens=4
     )
