@@ -239,7 +239,8 @@ class PromptRuns:
         head = self.model.head()
         size = max(1, LOGITS // self.model.hf.get_output_embeddings().weight.shape[0])
         logits = (head(part).float() for part in hidden.split(size))
-        return torch.cat([(x[:, self.answer] - x.logsumexp(-1)).exp() for x in logits])
+        # Σ exp(z − z_answer) in place; where it overflows, the probability is zero to all digits.
+        return torch.cat([x.sub_(x[:, self.answer, None].clone()).exp_().sum(-1).reciprocal() for x in logits])
 
     def _inert(self, cell: Cell) -> bool:
         """Nothing to restore before the subject, and no way from the top layer to another token."""
@@ -331,9 +332,7 @@ def trace(
     )  # fmt: skip
 
 
-def cells_of(
-    n_layers: int, n_tokens: int, subject: range, settings: TraceSettings
-) -> dict[tuple[str, int, int], Cell]:
+def cells_of(n_layers: int, n_tokens: int, subject: range, settings: TraceSettings) -> dict[tuple[str, int, int], Cell]:
     """Every intervention of a full trace, by kind, token and layer; windows are cut off at both ends as published."""
     window, cells = settings.window_of(n_layers), {}
     for token, layer in itertools.product(range(n_tokens), range(n_layers)):

@@ -3,8 +3,8 @@
 import functools
 
 import pytest
-import toy
 import torch
+import toy
 from conftest import build_model
 from hypothesis import given, settings
 from hypothesis import strategies as st

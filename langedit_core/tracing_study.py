@@ -1,0 +1,377 @@
+"""Causal tracing over many facts: which ones the model knows, their traces, and where in the model effects peak.
+
+AIE(role, l) = mean over facts of the mean over the role's tokens of IE(t, l), with bootstrap intervals over facts. A
+trace is kept under the hash of everything it depends on, so a stopped run goes on and a finished one is not repeated.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from tqdm import tqdm
+
+from langedit_core.errors import unknown
+from langedit_core.languages import LANGUAGES
+from langedit_core.metrics import score_probes
+from langedit_core.models import EditableModel
+from langedit_core.profiles import hyperparameters
+from langedit_core.records import Fact, FactSet, digest
+from langedit_core.stats import LEVEL, RESAMPLES, interval
+from langedit_core.storage import CorruptFile, read_sealed, write_sealed
+from langedit_core.study import load_data
+from langedit_core.tables import format_ci
+from langedit_core.tokens import SubjectMerged
+from langedit_core.tracing import KINDS, ROLES, SEVERED, TraceSettings, embedding_deviation, subject_columns, trace
+
+log = logging.getLogger(__name__)
+
+ENGINE = 1
+"""Raised whenever the same inputs would give other numbers; part of every trace's hash."""
+
+HELD_OUT = ("tune", "corpus")
+"""Splits that are traced: subjects that no report edits, so that layers can be chosen here and tested there."""
+
+SITE_NAMES = {"hidden": "hidden states", "mlp": "MLP outputs", "attention": "attention outputs"}
+EARLY, LATE = ("mlp", "subject_last"), ("attention", "last")  # the two sites of Meng et al.
+
+COLUMNS = ("fact", "lang", "kind", "token", "role", "layer", "effect", "error", "clean", "corrupted")
+
+
+def data_sets(names: str, langs: Sequence[str]) -> tuple[dict[str, FactSet], list[str]]:
+    """Data sets by their names, separated by spaces, and a sentence for each whose file is not there.
+
+    Raises:
+        ValueError: Unknown name.
+    """
+    found, absent = {}, []
+    for name in names.split():
+        try:
+            found[name] = load_data(name, langs)
+        except FileNotFoundError as error:
+            absent.append(f"{name} is not traced: {error}")
+    return found, absent
+
+
+@dataclass(frozen=True, kw_only=True)
+class Known:
+    """What the model knows of a data set.
+
+    Attributes:
+        facts: Known facts, at most as many per language as asked for.
+        counts: Per language: asked, merged (no token boundary at the subject's end), known, traced.
+        deviation: Of the embeddings of all subjects of the data set, in all languages asked for.
+    """
+
+    facts: list[Fact]
+    counts: pd.DataFrame
+    deviation: float
+
+
+def find_known(
+    model: EditableModel, data: FactSet, langs: Sequence[str], *, asked: int, traced: int, seed: int = 0,
+    results: str | Path | None = None,
+) -> Known:  # fmt: skip
+    """Ask the same facts in every language, and keep the first `traced` that greedy generation answers in full.
+
+    Args:
+        model: Unedited.
+        data: Only facts of `HELD_OUT` are asked.
+        langs: Languages of the data set.
+        asked: Facts per language, the first ones in the order of sha256(seed|id).
+        traced: Most facts per language to keep.
+        seed: Changes the order.
+        results: Folder in which answers are kept; None asks again every time.
+
+    Raises:
+        ValueError: A language that the data set lacks, or a number below one.
+    """
+    if asked < 1 or traced < 1 or not langs:
+        raise ValueError(f"got asked={asked}, traced={traced}, languages {list(langs)}; expected at least one of each")
+    for lang in langs:
+        if lang not in data.languages:
+            raise unknown(f"language of the data set {data.name!r}", lang, data.languages)
+    ids = sorted((i for i in data.facts if data.splits[i] in HELD_OUT), key=lambda i: digest(str(seed), i))
+    facts, counts = [], []
+    for lang in dict.fromkeys(langs):
+        some = [data.facts[i][lang] for i in ids if lang in data.facts[i]][:asked]
+        located = [fact for fact in some if _located(model, fact)]
+        known = known_facts(model, located, results)
+        facts += known[:traced]
+        numbers = dict(asked=len(some), merged=len(some) - len(located), known=len(known))
+        counts.append(dict(data=data.name, lang=lang, **numbers, traced=len(known[:traced])))
+    subjects = [by[lang].subject for by in data.facts.values() for lang in langs if lang in by]
+    return Known(facts=facts, counts=pd.DataFrame(counts), deviation=embedding_deviation(model, subjects))
+
+
+def known_facts(model: EditableModel, facts: Sequence[Fact], results: str | Path | None = None) -> list[Fact]:
+    """Facts whose whole true answer (the target, where the source tells no truth) greedy generation gives."""
+    asked = [(fact.text, LANGUAGES[fact.lang].join + (fact.truth or fact.target)) for fact in facts]
+    key = dict(engine=ENGINE, model=model.fingerprint, asked=asked)
+    scores = _kept(results, "known", key, lambda: [score.em for score in score_probes(model, asked)])
+    return [fact for fact, known in zip(facts, scores, strict=True) if known]
+
+
+def trace_facts(
+    model: EditableModel,
+    facts: Sequence[Fact],
+    deviation: float,
+    settings: TraceSettings | None = None,
+    *,
+    results: str | Path | None = None,
+    quiet: bool = False,
+    columns: int = 2048,
+) -> pd.DataFrame:
+    """Trace every fact, or read its trace where it was made before.
+
+    Args:
+        model: Unedited.
+        facts: Known ones.
+        deviation: Of the subjects' embeddings.
+        settings: Noise, samples, window.
+        results: Folder of finished traces; None keeps nothing.
+        quiet: No progress bar.
+        columns: As in `PromptRuns.scores`.
+
+    Returns:
+        One row per fact, kind, token from the subject on, and layer: `COLUMNS`; `effect` is the mean of IE over noise
+        samples, `error` its standard error (NaN for one sample), `clean` and `corrupted` the scores of both runs.
+    """
+    settings = settings or TraceSettings()
+    frames = [pd.DataFrame(columns=list(COLUMNS))]
+    for fact in tqdm(facts, unit="fact", disable=quiet, mininterval=1.0, dynamic_ncols=True):
+        key = dict(
+            engine=ENGINE, model=model.fingerprint, deviation=deviation, settings=settings.model_dump(mode="json"),
+            prompt=fact.prompt, subject=fact.subject, answer=fact.truth or fact.target, lang=fact.lang,
+        )  # fmt: skip
+        made = _kept(results, "trace", key, lambda fact=fact: _summary(model, fact, deviation, settings, columns))
+        frames.append(pd.DataFrame(made).assign(fact=fact.id, lang=fact.lang)[list(COLUMNS)])
+    frame = pd.concat([f for f in frames if len(f)] or frames, ignore_index=True)
+    return frame.astype({name: float for name in COLUMNS[-4:]} | {"layer": int, "token": int})
+
+
+def _summary(model: EditableModel, fact: Fact, deviation: float, settings: TraceSettings, columns: int) -> dict:
+    """A trace as columns of plain numbers; errors of a single sample are null."""
+    found = trace(model, fact, deviation, settings, columns=columns)
+    rows: dict[str, list] = {name: [] for name in COLUMNS[2:]}
+    for kind, scores in found.scores.items():
+        effects = scores - found.corrupted
+        error = effects.std(-1) / settings.samples**0.5 if settings.samples > 1 else None
+        for token, role in enumerate(found.roles):
+            if role == "before" or (kind in SEVERED and role != "subject_last"):
+                continue
+            for layer in range(model.n_layers):
+                told = None if error is None else float(error[token, layer])
+                values = (kind, token, role, layer, float(effects[token, layer].mean()), told, found.clean)
+                for name, value in zip(COLUMNS[2:], (*values, float(found.corrupted.mean())), strict=True):
+                    rows[name].append(value)
+    return rows
+
+
+def _located(model: EditableModel, fact: Fact) -> bool:
+    try:
+        subject_columns(model.tokenizer, fact)
+    except SubjectMerged:
+        return False
+    return True
+
+
+def _kept(results: str | Path | None, what: str, key: dict, make: Callable[[], object]):
+    """What `make` gives, or what it gave before for the same key; a damaged file is made again."""
+    if results is None:
+        return make()
+    text = json.dumps(key, sort_keys=True, ensure_ascii=False)
+    path = Path(results) / "tracing" / f"{what}-{hashlib.sha256(text.encode()).hexdigest()[:24]}.json.xz"
+    try:
+        return read_sealed(path)
+    except FileNotFoundError:
+        pass
+    except CorruptFile as error:
+        log.warning("%s", error)
+    made = make()
+    write_sealed(path, made)
+    return made
+
+
+# --- what the traces say ----------------------------------------------------------------------------------------------
+
+
+def per_fact(frame: pd.DataFrame, kind: str, role: str) -> pd.DataFrame:
+    """Facts (index lang, fact) x layers: effects of one kind, mean over the tokens of a role.
+
+    Raises:
+        ValueError: Unknown kind or role, or no fact has them.
+    """
+    if kind not in KINDS:
+        raise unknown("kind of restoration", kind, KINDS)
+    if role not in ROLES:
+        raise unknown("token role", role, ROLES)
+    part = frame[(frame["kind"] == kind) & (frame["role"] == role)]
+    if part.empty:
+        raise ValueError(f"no trace of {kind} at {ROLES[role]}; trace at least one known fact")
+    return part.pivot_table(index=["lang", "fact"], columns="layer", values="effect", aggfunc="mean", sort=False)
+
+
+def curve(frame: pd.DataFrame, kind: str, role: str, *, by_lang: bool = False) -> pd.DataFrame:
+    """AIE by layer, of all facts together or of every language: lang, layer, value, n, low, high."""
+    effects = per_fact(frame, kind, role)
+    parts = effects.groupby(level="lang", sort=False) if by_lang else [("all", effects)]
+    return pd.DataFrame(
+        dict(lang=lang, layer=layer, **interval(part[layer])._asdict())
+        for lang, part in parts
+        for layer in effects.columns
+    )
+
+
+def role_panels(frame: pd.DataFrame) -> dict[str, pd.DataFrame]:
+    """Per kind of restoration, AIE at the subject's and at the prompt's last token; the column `line` tells which."""
+    found = {}
+    for kind, title in SITE_NAMES.items():
+        lines = [curve(frame, kind, role).assign(line=ROLES[role]) for role in ("subject_last", "last")]
+        found[title] = pd.concat(lines, ignore_index=True)
+    return found
+
+
+def language_panels(frame: pd.DataFrame) -> dict[str, pd.DataFrame]:
+    """The early site and the late one, a line per language."""
+    return {
+        f"{SITE_NAMES[kind]}, {ROLES[role]}": curve(frame, kind, role, by_lang=True).assign(line=lambda f: f["lang"])
+        for kind, role in (EARLY, LATE)
+    }
+
+
+def severed_panels(frame: pd.DataFrame) -> dict[str, pd.DataFrame]:
+    """Hidden states at the subject's last token, with nothing, MLP paths or attention paths frozen above them."""
+    names = {"hidden": "nothing frozen", "hidden_no_mlp": "MLP frozen", "hidden_no_attention": "attention frozen"}
+    lines = [curve(frame, kind, "subject_last").assign(line=name) for kind, name in names.items()]
+    return {f"hidden states, {ROLES['subject_last']}": pd.concat(lines, ignore_index=True)}
+
+
+def heat(frame: pd.DataFrame, kind: str, lang: str) -> pd.DataFrame:
+    """AIE of one language, roles x layers; a role that no traced fact has is left out."""
+    part = frame[(frame["kind"] == kind) & (frame["lang"] == lang)]
+    by_fact = part.groupby(["role", "layer", "fact"])["effect"].mean()
+    table = by_fact.groupby(["role", "layer"]).mean().unstack("layer")
+    return table.reindex([role for role in ROLES if role in table.index])
+
+
+def peaks(frame: pd.DataFrame, kind: str, role: str, seed: int = 0) -> pd.DataFrame:
+    """The layer of the highest AIE, per language and for all, with the 95 % interval of its place over facts.
+
+    The interval holds the layers that are highest in resamples of the facts; `effect` is the AIE there, which is chosen
+    for being the highest, and so rather too high.
+    """
+    effects = per_fact(frame, kind, role)
+    rows = []
+    for lang, part in [("all", effects), *effects.groupby(level="lang", sort=False)]:
+        best = part.mean().idxmax()
+        low, high = _place(part.columns, lambda drawn: drawn.argmax(1), [part.to_numpy()], seed)
+        names = dict(kind=kind, role=role, lang=lang, n=len(part))
+        rows.append(names | dict(peak=best, low=low, high=high, effect=part[best].mean()))
+    return pd.DataFrame(rows)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recommendation:
+    """Neighbouring layers to edit, and how sure their place is.
+
+    Attributes:
+        layers: As many as asked for, where the summed AIE is highest.
+        low: Lower end of the 95 % interval of the first of them; NaN from a single fact per language.
+        high: Upper end.
+        share: Their part of the positive AIE of all layers.
+        n: Facts it rests on.
+    """
+
+    layers: tuple[int, ...]
+    low: float
+    high: float
+    share: float
+    n: int
+
+    def table(self, model: str, data: str) -> pd.DataFrame:
+        """One row, as it is kept beside a report."""
+        told = dict(layers=" ".join(map(str, self.layers)), first_low=self.low, first_high=self.high)
+        return pd.DataFrame([dict(model=model, data=data, **told, share=self.share, n=self.n)])
+
+
+def recommend(
+    frame: pd.DataFrame, width: int, *, kind: str = "mlp", role: str = "subject_last", seed: int = 0
+) -> Recommendation:
+    """`width` neighbouring layers with the highest summed AIE, every language counting the same.
+
+    Raises:
+        ValueError: More layers than the model has, or none.
+    """
+    effects = per_fact(frame, kind, role)
+    if not 1 <= width <= len(effects.columns):
+        raise ValueError(f"width {width} is not possible: the model has {len(effects.columns)} layers")
+    groups = [part.to_numpy() for _, part in effects.groupby(level="lang", sort=False)]
+
+    def first(curves: np.ndarray) -> np.ndarray:
+        return np.lib.stride_tricks.sliding_window_view(curves, width, axis=1).sum(-1).argmax(1)
+
+    mean = np.mean([group.mean(0) for group in groups], axis=0)
+    start = int(first(mean[None])[0])
+    low, high = _place(effects.columns, first, groups, seed)
+    share = mean[start : start + width].sum() / max(mean.clip(min=0).sum(), 1e-30)
+    layers = tuple(int(layer) for layer in effects.columns[start : start + width])
+    return Recommendation(layers=layers, low=low, high=high, share=float(share), n=len(effects))
+
+
+def _place(
+    layers: pd.Index, find: Callable[[np.ndarray], np.ndarray], groups: Sequence[np.ndarray], seed: int
+) -> tuple[float, float]:
+    """95 % interval of a layer, facts resampled within every group; NaN where no group has two facts."""
+    if max(len(group) for group in groups) < 2:
+        return float("nan"), float("nan")
+    rng = np.random.default_rng(seed)
+    drawn = np.mean(
+        [rng.multinomial(len(g), np.full(len(g), 1 / len(g)), RESAMPLES) @ g / len(g) for g in groups], axis=0
+    )
+    ends = np.quantile(find(drawn), [(1 - LEVEL) / 2, (1 + LEVEL) / 2], method="inverted_cdf")
+    return float(layers[int(ends[0])]), float(layers[int(ends[1])])
+
+
+def reading(frame: pd.DataFrame, found: Recommendation, model: str) -> list[str]:
+    """Sentences about one data set, made from its numbers."""
+    facts = frame.drop_duplicates(["lang", "fact"])
+    total = interval(facts["clean"] - facts["corrupted"])
+    sentences = [
+        f"Noise takes the answer's probability from {facts['clean'].mean():.2f} to {facts['corrupted'].mean():.2f}: "
+        f"total effect {format_ci(total.value, total.low, total.high, total.n)} facts."
+    ]
+    early = {kind: peaks(frame, kind, "subject_last").iloc[0] for kind in ("hidden", "mlp", "attention")}
+    late = {kind: peaks(frame, kind, "last").iloc[0] for kind in ("mlp", "attention")}
+    told = ", ".join(f"{kind} {p['effect']:.2f} at layer {p['peak']}" for kind, p in early.items())
+    sentences.append(f"Highest average indirect effect at the subject's last token: {told}.")
+    told = ", ".join(f"{kind} {p['effect']:.2f} at layer {p['peak']}" for kind, p in late.items())
+    sentences.append(f"At the prompt's last token: {told}.")
+    if set(SEVERED) <= set(frame["kind"]):
+        at = early["hidden"]["peak"]
+        cut = {name: per_fact(frame, kind, "subject_last")[at].mean() for kind, name in SEVERED.items()}
+        told = " and ".join(f"{value:.2f} with the {name} paths above it frozen" for name, value in cut.items())
+        sentences.append(
+            f"Of the {early['hidden']['effect']:.2f} that the hidden state of layer {at} brings back, {told}, is left."
+        )
+    return [*sentences, _comparison(found, model)]
+
+
+def _comparison(found: Recommendation, model: str) -> str:
+    place = "" if np.isnan(found.low) else f" (the first of them between {found.low:.0f} and {found.high:.0f})"
+    traced = (
+        f"MLP outputs of layers {', '.join(map(str, found.layers))} bring back most, {found.share:.0%} of the summed "
+        f"effect{place}, n = {found.n} facts"
+    )
+    try:
+        edited = hyperparameters(model, "langedit").layers
+    except ValueError:
+        return f"{traced}; hparams.yaml has no entry for {model}, so these are a first choice."
+    both = len({*edited} & {*found.layers})
+    return f"{traced}; hparams.yaml edits {', '.join(map(str, edited))}, {both} of {len(edited)} in common."
