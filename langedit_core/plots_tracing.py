@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from langedit_core.plots import BLACK, BLUE, GREEN, ORANGE, VERMILION, WIDTH, style
+from langedit_core.plots import BLACK, BLUE, GREEN, GREY, ORANGE, VERMILION, WIDTH, style
 from langedit_core.tracing import ROLES
 from langedit_core.tracing_study import SITE_NAMES
 
@@ -53,9 +53,10 @@ def heat_maps(maps: Mapping[str, Mapping[str, pd.DataFrame]], *, title: str = ""
                 every = max(1, len(table.columns) // 9)
                 axes.set_xticks(range(0, len(table.columns), every), table.columns[::every], fontsize=8)
             panels[-1, column].set_xlabel("layer")
-            fig.colorbar(
+            bar = fig.colorbar(
                 image, ax=panels[:, column], orientation="horizontal", label="average indirect effect", aspect=30
             )
+            bar.set_ticks([tick for tick in bar.get_ticks() if low <= tick <= high])
         fig.suptitle(title, x=0.01, ha="left", fontsize=12)
     return fig
 
@@ -86,13 +87,17 @@ def layer_lines(
             if frame.duplicated(["line", "layer"]).any():
                 raise ValueError(f"panel {heading!r} has several rows for one line and layer; filter the frame first")
             for name, part in frame.groupby("line", sort=False):
-                colour, marker = looks.get(name, ("#7F7F7F", "h"))
+                colour, marker = looks.get(name, (GREY, "h"))
                 x, known = part["layer"].to_numpy(), part["low"].notna().to_numpy()
                 low, high = part["low"].to_numpy(float), part["high"].to_numpy(float)
                 axes.fill_between(x, low, high, where=known, color=colour, alpha=0.12, lw=0)
                 (names[name],) = axes.plot(x, part["value"], marker + "-", color=colour, ms=4, lw=1.4)
-            axes.axhline(0, color="#7F7F7F", lw=0.8)
+            axes.axhline(0, color=GREY, lw=0.8)
             axes.set(title=heading, xlabel="layer")
+            layers = frame["layer"].unique()
+            axes.set_xticks(layers[:: max(1, len(layers) // 6)])
+        low, high = drawn[0].get_ylim()
+        drawn[0].set_yticks([tick for tick in drawn[0].get_yticks() if low <= tick <= high])
         drawn[0].set_ylabel(ylabel)
         fig.suptitle(title, x=0.01, ha="left", fontsize=12)
         fig.legend(names.values(), names.keys(), loc="outside lower center", ncols=min(6, len(names)))

@@ -333,17 +333,21 @@ def trace(
 
 
 def cells_of(n_layers: int, n_tokens: int, subject: range, settings: TraceSettings) -> dict[tuple[str, int, int], Cell]:
-    """Every intervention of a full trace, by kind, token and layer; windows are cut off at both ends as published."""
+    """Every intervention of a full trace, by kind, token and layer; a window is named by its middle layer."""
     window, cells = settings.window_of(n_layers), {}
     for token, layer in itertools.product(range(n_tokens), range(n_layers)):
-        around = tuple(range(max(0, layer - window // 2), min(n_layers, layer - (-window // 2))))
         for site in SITES:
-            layers = (layer,) if site == "hidden" else around
+            layers = (layer,) if site == "hidden" else tuple(window_around(layer, window, n_layers))
             cells[site, token, layer] = Cell(site=site, layers=layers, tokens=(token,))
         if settings.severed and token == subject[-1]:
             for kind, severed in SEVERED.items():
                 cells[kind, token, layer] = Cell(site="hidden", layers=(layer,), tokens=(token,), severed=severed)
     return cells
+
+
+def window_around(layer: int, window: int, n_layers: int) -> range:
+    """Layers restored together around one, as published: an even window reaches further down than up."""
+    return range(max(0, layer - window // 2), min(n_layers, layer - (-window // 2)))
 
 
 def subject_columns(tokenizer, fact: Fact) -> tuple[tuple[int, ...], range]:

@@ -28,7 +28,16 @@ from langedit_core.storage import CorruptFile, read_sealed, write_sealed
 from langedit_core.study import load_data
 from langedit_core.tables import format_ci
 from langedit_core.tokens import SubjectMerged
-from langedit_core.tracing import KINDS, ROLES, SEVERED, TraceSettings, embedding_deviation, subject_columns, trace
+from langedit_core.tracing import (
+    KINDS,
+    ROLES,
+    SEVERED,
+    TraceSettings,
+    embedding_deviation,
+    subject_columns,
+    trace,
+    window_around,
+)
 
 log = logging.getLogger(__name__)
 
@@ -282,10 +291,10 @@ class Recommendation:
     """Neighbouring layers to edit, and how sure their place is.
 
     Attributes:
-        layers: As many as asked for, where the summed AIE is highest.
+        layers: As many as asked for, where the summed score is highest.
         low: Lower end of the 95 % interval of the first of them; NaN from a single fact per language.
         high: Upper end.
-        share: Their part of the positive AIE of all layers.
+        share: Their part of the positive scores of all layers.
         n: Facts it rests on.
     """
 
@@ -301,28 +310,40 @@ class Recommendation:
         return pd.DataFrame([dict(model=model, data=data, **told, share=self.share, n=self.n)])
 
 
-def recommend(
-    frame: pd.DataFrame, width: int, *, kind: str = "mlp", role: str = "subject_last", seed: int = 0
-) -> Recommendation:
-    """`width` neighbouring layers with the highest summed AIE, every language counting the same.
+def recommend(frame: pd.DataFrame, width: int, window: int, seed: int = 0) -> Recommendation:
+    """`width` neighbouring layers with the highest summed score, every language counting the same.
+
+    The score of a layer is the mean AIE, at the subject's last token, of the windows of MLP outputs that hold it: the
+    middle of the best window alone would say nothing about the layers around it.
+
+    Args:
+        frame: Traces.
+        width: Layers to choose.
+        window: Of the traces (`TraceSettings.window_of`).
+        seed: Of the resampling.
 
     Raises:
         ValueError: More layers than the model has, or none.
     """
-    effects = per_fact(frame, kind, role)
-    if not 1 <= width <= len(effects.columns):
-        raise ValueError(f"width {width} is not possible: the model has {len(effects.columns)} layers")
-    groups = [part.to_numpy() for _, part in effects.groupby(level="lang", sort=False)]
+    effects = per_fact(frame, *EARLY)
+    n_layers = len(effects.columns)
+    if not 1 <= width <= n_layers:
+        raise ValueError(f"width {width} is not possible: the model has {n_layers} layers")
+    holds = np.zeros((n_layers, n_layers))  # window x layer
+    for middle in range(n_layers):
+        holds[middle, list(window_around(middle, window, n_layers))] = 1
+    groups = [part.to_numpy() @ (holds / holds.sum(0)) for _, part in effects.groupby(level="lang", sort=False)]
 
-    def first(curves: np.ndarray) -> np.ndarray:
-        return np.lib.stride_tricks.sliding_window_view(curves, width, axis=1).sum(-1).argmax(1)
+    def first(scores: np.ndarray) -> np.ndarray:
+        return np.lib.stride_tricks.sliding_window_view(scores, width, axis=1).sum(-1).argmax(1)
 
     mean = np.mean([group.mean(0) for group in groups], axis=0)
     start = int(first(mean[None])[0])
     low, high = _place(effects.columns, first, groups, seed)
     share = mean[start : start + width].sum() / max(mean.clip(min=0).sum(), 1e-30)
-    layers = tuple(int(layer) for layer in effects.columns[start : start + width])
-    return Recommendation(layers=layers, low=low, high=high, share=float(share), n=len(effects))
+    return Recommendation(
+        layers=tuple(range(start, start + width)), low=low, high=high, share=float(share), n=len(effects)
+    )
 
 
 def _place(
@@ -366,8 +387,8 @@ def reading(frame: pd.DataFrame, found: Recommendation, model: str) -> list[str]
 def _comparison(found: Recommendation, model: str) -> str:
     place = "" if np.isnan(found.low) else f" (the first of them between {found.low:.0f} and {found.high:.0f})"
     traced = (
-        f"MLP outputs of layers {', '.join(map(str, found.layers))} bring back most, {found.share:.0%} of the summed "
-        f"effect{place}, n = {found.n} facts"
+        f"MLP outputs of layers {', '.join(map(str, found.layers))} bring back most, {found.share:.0%} of what all "
+        f"layers do{place}, n = {found.n} facts"
     )
     try:
         edited = hyperparameters(model, "langedit").layers
