@@ -25,9 +25,9 @@ from sections import Figures, say
 from langedit_core.atlas import load_atlas
 from langedit_core.forward import hidden_of, hooked
 from langedit_core.models import EditableModel, load_model
+from langedit_core.patching import Cell
 from langedit_core.storage import write_json
 from langedit_core.tracing import (
-    Cell,
     TraceSettings,
     answer_ids,
     cells_of,

@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 
 from langedit_core.plots import BLACK, BLUE, GREEN, GREY, ORANGE, VERMILION, WIDTH, style
 from langedit_core.tracing import ROLES
-from langedit_core.tracing_study import SITE_NAMES
+from langedit_core.tracing_analysis import SITE_NAMES
 
 LOOKS: dict[str, tuple[str, str]] = {  # colour, marker
     "last subject token": (VERMILION, "o"),

@@ -15,7 +15,7 @@ from test_plots import (  # noqa: F401
 
 from langedit_core import plots, plots_tracing
 from langedit_core.tracing import ROLES
-from langedit_core.tracing_study import SITE_NAMES
+from langedit_core.tracing_analysis import SITE_NAMES
 
 LAYERS = 18
 

@@ -10,12 +10,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from langedit_core.forward import hidden_of, hooked
+from langedit_core.models import load_model
+from langedit_core.packaged import PACKAGED
+from langedit_core.patching import SITES, Cell, PromptRuns
 from langedit_core.tracing import (
     KINDS,
     SEVERED,
-    SITES,
-    Cell,
-    PromptRuns,
     TraceSettings,
     answer_ids,
     cells_of,
@@ -286,3 +286,25 @@ def test_bad_input_is_refused_with_what_was_expected(tiny):
         tiny.weight(2).fill_(torch.nan)
     with pytest.raises(FloatingPointError, match="float32"):
         runs_of(tiny)
+
+
+@pytest.mark.gemma
+@pytest.mark.slow
+@pytest.mark.parametrize("name", sorted(PACKAGED))
+def test_real_weights_agree_with_the_literal_reference(name):
+    try:
+        model = load_model(name, device="cpu")
+    except ImportError as missing:
+        pytest.skip(str(missing))
+    fact = toy.fact(0, prompt="Country: {}. Continent:", subject="Denmark", target="Europe")
+    ids, subject = subject_columns(model.tokenizer, fact)
+    options = TraceSettings(samples=1)
+    noise = options.noise * embedding_deviation(model, [fact.subject]) * noise_of(ids, subject, model.d_model, options)
+    runs = PromptRuns(model, ids, subject=subject, noise=noise, answer=answer_ids(model, fact)[0])
+    middle = model.n_layers // 2
+    cells = [whole_trace(runs)[kind, subject[-1], middle] for kind in KINDS]
+    cells += [whole_trace(runs)["attention", len(ids) - 1, middle + 2]]
+    for cell, score in zip(cells, runs.scores(cells), strict=True):
+        expected = literal_scores(model, ids, subject, noise, runs.answer, cell)
+        torch.testing.assert_close(score, expected, rtol=1e-3, atol=1e-7)
+    assert runs.clean > 0.1 > float(runs.corrupted)

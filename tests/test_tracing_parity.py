@@ -4,8 +4,9 @@ import pytest
 import torch
 from test_parity import ARCHITECTURES, FIXTURES, PUBLISHED, Recorded, agree
 
+from langedit_core.patching import SITES, PromptRuns
 from langedit_core.records import Fact
-from langedit_core.tracing import SITES, PromptRuns, TraceSettings, cells_of, embedding_deviation, subject_columns
+from langedit_core.tracing import TraceSettings, cells_of, embedding_deviation, subject_columns
 
 pytestmark = [
     pytest.mark.parity,
