@@ -93,7 +93,7 @@ def peaks(frame: pd.DataFrame, kind: str, role: str, seed: int = 0) -> pd.DataFr
         low, high = _place(part.columns, lambda drawn: drawn.argmax(1), [part.to_numpy()], seed)
         names = dict(kind=kind, role=role, lang=lang, n=len(part))
         rows.append(names | dict(peak=best, low=low, high=high, effect=part[best].mean()))
-    return pd.DataFrame(rows)
+    return pd.DataFrame(rows).astype(dict.fromkeys(("low", "high"), "Int64"))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -117,7 +117,8 @@ class Recommendation:
     def table(self, model: str, data: str) -> pd.DataFrame:
         """One row, as it is kept beside a report."""
         told = dict(layers=" ".join(map(str, self.layers)), first_low=self.low, first_high=self.high)
-        return pd.DataFrame([dict(model=model, data=data, **told, share=self.share, n=self.n)])
+        row = pd.DataFrame([dict(model=model, data=data, **told, share=self.share, n=self.n)])
+        return row.astype(dict.fromkeys(("first_low", "first_high"), "Int64"))
 
 
 def recommend(frame: pd.DataFrame, width: int, window: int, seed: int = 0) -> Recommendation:

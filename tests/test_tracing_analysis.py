@@ -62,7 +62,7 @@ def test_peaks_are_found_per_language_with_the_interval_of_their_place():
     assert table.loc["zh", "low"] <= table.loc["zh", "peak"] <= table.loc["zh", "high"]
     assert table.loc["en", "effect"] == pytest.approx(sure[:, 3].mean())
     alone = peaks(made_up({"en": sure[:1]}), "mlp", "subject_last").iloc[0]
-    assert alone["peak"] == 3 and np.isnan(alone["low"])
+    assert alone["peak"] == 3 and pd.isna(alone["low"])
 
 
 def test_recommended_layers_are_neighbours_with_the_most_effect():
@@ -74,7 +74,7 @@ def test_recommended_layers_are_neighbours_with_the_most_effect():
     assert recommend(made_up({"en": curves["en"]}), 1, 1).layers == (0,)
     assert recommend(made_up(curves), 7, 1).share == pytest.approx(1)
     row = found.table("m", "d").iloc[0]
-    assert row["layers"] == "3 4 5" and row["n"] == 4
+    assert row["layers"] == "3 4 5" and row["n"] == 4 and row["first_low"] == row["first_high"] == 3
 
 
 def test_every_language_counts_the_same_whatever_its_number_of_facts():
