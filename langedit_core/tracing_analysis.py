@@ -186,17 +186,22 @@ def reading(frame: pd.DataFrame, found: Recommendation, model: str) -> list[str]
     told = ", ".join(f"{kind} {p['effect']:.2f} at layer {p['peak']}" for kind, p in late.items())
     sentences.append(f"At the prompt's last token: {told}.")
     if set(SEVERED) <= set(frame["kind"]):
-        at = early["hidden"]["peak"]
-        cut = {name: per_fact(frame, kind, "subject_last")[at].mean() for kind, name in SEVERED.items()}
-        told = " and ".join(f"{value:.2f} with the {name} paths above it frozen" for name, value in cut.items())
+        whole, no_mlp, no_attention = (
+            per_fact(frame, kind, "subject_last").mean() for kind in ("hidden", "hidden_no_mlp", "hidden_no_attention")
+        )
+        step = int(no_mlp.diff().idxmax())
         sentences.append(
-            f"Of the {early['hidden']['effect']:.2f} that the hidden state of layer {at} brings back, {told}, is left."
+            f"Of the {whole.iloc[0]:.2f} that the hidden state of layer 0 brings back, {no_mlp.iloc[0]:.2f} is left "
+            f"with the MLP paths above it frozen and {no_attention.iloc[0]:.2f} with the attention paths frozen. "
+            f"Without MLP paths the effect rises most from layer {step - 1} to layer {step}, from "
+            f"{no_mlp[step - 1]:.2f} to {no_mlp[step]:.2f}: what the MLP of layer {step} wrote is in the restored state "
+            "from there on."
         )
     return [*sentences, _comparison(found, model)]
 
 
 def _comparison(found: Recommendation, model: str) -> str:
-    place = "" if np.isnan(found.low) else f" (the first of them between {found.low:.0f} and {found.high:.0f})"
+    place = "" if np.isnan(found.low) else f" (95 % interval of the first: {found.low:.0f} to {found.high:.0f})"
     traced = (
         f"MLP outputs of layers {', '.join(map(str, found.layers))} bring back most, {found.share:.0%} of what all "
         f"layers do{place}, n = {found.n} facts"

@@ -116,4 +116,15 @@ def test_sentences_say_the_numbers_of_the_frame(frame):
     whole = frame[~frame["kind"].isin(SEVERED)]
     assert not any("frozen" in sentence for sentence in reading(whole, found, "another"))
     sure = Recommendation(layers=(1,), low=float("nan"), high=float("nan"), share=0.5, n=1)
-    assert "between" not in reading(frame, sure, "another")[-1]
+    assert "interval" in text and "interval" not in reading(frame, sure, "another")[-1]
+
+
+def test_the_sentence_about_frozen_paths_names_the_layer_whose_mlp_is_needed():
+    curves = {"hidden": [0.5, 0.5, 0.5], "hidden_no_mlp": [0.01, 0.02, 0.4], "hidden_no_attention": [0.3, 0.2, 0.1]}
+    parts = [made_up({"en": [c] * 2}, kind) for kind, c in curves.items()]
+    parts += [made_up({"en": [[0.1] * 3]}, kind, role) for kind in ("mlp", "attention") for role in ROLES]
+    frame = pd.concat(parts, ignore_index=True)
+    text = " ".join(reading(frame, recommend(frame, 1, 1), "another"))
+    assert "Of the 0.50 that the hidden state of layer 0 brings back, 0.01 is left with the MLP paths" in text
+    assert "0.30 with the attention paths" in text
+    assert "rises most from layer 1 to layer 2, from 0.02 to 0.40" in text
