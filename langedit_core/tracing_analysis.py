@@ -194,8 +194,8 @@ def reading(frame: pd.DataFrame, found: Recommendation, model: str) -> list[str]
             f"Of the {whole.iloc[0]:.2f} that the hidden state of layer 0 brings back, {no_mlp.iloc[0]:.2f} is left "
             f"with the MLP paths above it frozen and {no_attention.iloc[0]:.2f} with the attention paths frozen. "
             f"Without MLP paths the effect rises most from layer {step - 1} to layer {step}, from "
-            f"{no_mlp[step - 1]:.2f} to {no_mlp[step]:.2f}: what the MLP of layer {step} wrote is in the restored state "
-            "from there on."
+            f"{no_mlp[step - 1]:.2f} to {no_mlp[step]:.2f}: what the MLP of layer {step} wrote is in the restored "
+            "state from there on."
         )
     return [*sentences, _comparison(found, model)]
 
