@@ -1,0 +1,104 @@
+"""Figures of causal tracing: roles x layers as colours, and effects by layer as lines with bands.
+
+Colours, markers and fonts are those of `plots`, so a language looks the same in every report.
+"""
+
+from collections.abc import Mapping
+
+import matplotlib
+import numpy as np
+import pandas as pd
+from matplotlib.figure import Figure
+
+from langedit_core.plots import BLACK, BLUE, GREEN, GREY, ORANGE, VERMILION, WIDTH, style
+from langedit_core.tracing import ROLES
+from langedit_core.tracing_analysis import SITE_NAMES
+
+LOOKS: dict[str, tuple[str, str]] = {  # colour, marker
+    "last subject token": (VERMILION, "o"),
+    "last token": (BLUE, "s"),
+    "nothing frozen": (BLACK, "o"),
+    "MLP frozen": (GREEN, "D"),
+    "attention frozen": (ORANGE, "^"),
+}
+
+
+def heat_maps(maps: Mapping[str, Mapping[str, pd.DataFrame]], *, title: str = "") -> Figure:
+    """A row of panels per language, a column per kind, each roles x layers; one colour scale per kind.
+
+    Args:
+        maps: Language -> kind -> average indirect effect, roles x layers.
+        title: Above everything.
+
+    Raises:
+        ValueError: No language.
+    """
+    if not maps:
+        raise ValueError("no language to draw; trace at least one known fact")
+    kinds = list(next(iter(maps.values())))
+    roles = [role for role in ROLES if any(role in table.index for by in maps.values() for table in by.values())]
+    with style():
+        fig = Figure(figsize=(WIDTH, 1.5 + 1.25 * len(maps)), layout="constrained")
+        panels = fig.subplots(len(maps), len(kinds), sharex=True, sharey=True, squeeze=False)
+        for column, kind in enumerate(kinds):
+            tables = {lang: by[kind].reindex(roles) for lang, by in maps.items()}
+            values = np.concatenate([table.to_numpy().ravel() for table in tables.values()])
+            low, high = min(0.0, np.nanmin(values)), max(np.nanmax(values), 1e-6)
+            colours = matplotlib.colormaps["cividis"].with_extremes(bad="#DDDDDD")
+            for axes, (lang, table) in zip(panels[:, column], tables.items(), strict=True):
+                image = axes.imshow(table.to_numpy(), cmap=colours, vmin=low, vmax=high, aspect="auto")
+                axes.grid(visible=False)
+                axes.set_title(f"{lang}: {SITE_NAMES[kind]}", fontsize=9)
+                axes.set_yticks(range(len(roles)), [ROLES[role] for role in roles], fontsize=7)
+                every = max(1, len(table.columns) // 9)
+                axes.set_xticks(range(0, len(table.columns), every), table.columns[::every], fontsize=8)
+            panels[-1, column].set_xlabel("layer")
+            bar = fig.colorbar(
+                image, ax=panels[:, column], orientation="horizontal", label="average indirect effect", aspect=30
+            )
+            bar.set_ticks([tick for tick in bar.get_ticks() if low <= tick <= high])
+        fig.suptitle(title, x=0.01, ha="left", fontsize=12)
+    return fig
+
+
+def layer_lines(
+    panels: Mapping[str, pd.DataFrame],
+    *,
+    looks: Mapping[str, tuple[str, str]] = LOOKS,
+    title: str = "",
+    ylabel: str = "average indirect effect",
+) -> Figure:
+    """Effects by layer: a panel per frame, a line with its band per value of its column `line`.
+
+    Args:
+        panels: Panel title -> columns layer, value, low, high and line.
+        looks: Line -> colour and marker; other lines are grey.
+        title: Above everything.
+        ylabel: What is drawn, with unit.
+
+    Raises:
+        ValueError: A point would stand for several rows.
+    """
+    with style():
+        fig = Figure(figsize=(WIDTH, 3.8), layout="constrained")
+        drawn = fig.subplots(1, len(panels), sharey=True, squeeze=False)[0]
+        names: dict[str, object] = {}
+        for axes, (heading, frame) in zip(drawn, panels.items(), strict=True):
+            if frame.duplicated(["line", "layer"]).any():
+                raise ValueError(f"panel {heading!r} has several rows for one line and layer; filter the frame first")
+            for name, part in frame.groupby("line", sort=False):
+                colour, marker = looks.get(name, (GREY, "h"))
+                x, known = part["layer"].to_numpy(), part["low"].notna().to_numpy()
+                low, high = part["low"].to_numpy(float), part["high"].to_numpy(float)
+                axes.fill_between(x, low, high, where=known, color=colour, alpha=0.12, lw=0)
+                (names[name],) = axes.plot(x, part["value"], marker + "-", color=colour, ms=4, lw=1.4)
+            axes.axhline(0, color=GREY, lw=0.8)
+            axes.set(title=heading, xlabel="layer")
+            layers = frame["layer"].unique()
+            axes.set_xticks(layers[:: max(1, len(layers) // 6)])
+        low, high = drawn[0].get_ylim()
+        drawn[0].set_yticks([tick for tick in drawn[0].get_yticks() if low <= tick <= high])
+        drawn[0].set_ylabel(ylabel)
+        fig.suptitle(title, x=0.01, ha="left", fontsize=12)
+        fig.legend(names.values(), names.keys(), loc="outside lower center", ncols=min(6, len(names)))
+    return fig

@@ -1,0 +1,197 @@
+"""Causal tracing over many facts: which ones the model knows, and their traces.
+
+A trace is kept under the hash of everything it depends on, so a stopped run goes on and a finished one is not repeated.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import pandas as pd
+from tqdm import tqdm
+
+from langedit_core.errors import unknown
+from langedit_core.languages import LANGUAGES
+from langedit_core.metrics import score_probes
+from langedit_core.models import EditableModel
+from langedit_core.records import Fact, FactSet, digest
+from langedit_core.storage import CorruptFile, read_sealed, write_sealed
+from langedit_core.study import load_data
+from langedit_core.tokens import SubjectMerged
+from langedit_core.tracing import (
+    SEVERED,
+    TraceSettings,
+    embedding_deviation,
+    subject_columns,
+    trace,
+)
+
+log = logging.getLogger(__name__)
+
+ENGINE = 1
+"""Raised whenever the same inputs would give other numbers; part of every trace's hash."""
+
+HELD_OUT = ("tune", "corpus")
+"""Splits that are traced: subjects that no report edits, so that layers can be chosen here and tested there."""
+
+COLUMNS = ("fact", "lang", "kind", "token", "role", "layer", "effect", "error", "clean", "corrupted")
+
+
+def data_sets(names: str, langs: Sequence[str]) -> tuple[dict[str, FactSet], list[str]]:
+    """Data sets by their names, separated by spaces, and a sentence for each whose file is not there.
+
+    Raises:
+        ValueError: Unknown name.
+    """
+    found, absent = {}, []
+    for name in names.split():
+        try:
+            found[name] = load_data(name, langs)
+        except FileNotFoundError as error:
+            absent.append(f"{name} is not traced: {error}")
+    return found, absent
+
+
+@dataclass(frozen=True, kw_only=True)
+class Known:
+    """What the model knows of a data set.
+
+    Attributes:
+        facts: Known facts, at most as many per language as asked for.
+        counts: Per language: asked, merged (no token boundary at the subject's end), known, traced.
+        deviation: Of the embeddings of all subjects of the data set, in all languages asked for.
+    """
+
+    facts: list[Fact]
+    counts: pd.DataFrame
+    deviation: float
+
+
+def find_known(
+    model: EditableModel, data: FactSet, langs: Sequence[str], *, asked: int, traced: int, seed: int = 0,
+    results: str | Path | None = None,
+) -> Known:  # fmt: skip
+    """Ask the same facts in every language, and keep the first `traced` that greedy generation answers in full.
+
+    Args:
+        model: Unedited.
+        data: Only facts of `HELD_OUT` are asked.
+        langs: Languages of the data set.
+        asked: Facts per language, the first ones in the order of sha256(seed|id).
+        traced: Most facts per language to keep.
+        seed: Changes the order.
+        results: Folder in which answers are kept; None asks again every time.
+
+    Raises:
+        ValueError: A language that the data set lacks, or a number below one.
+    """
+    if asked < 1 or traced < 1 or not langs:
+        raise ValueError(f"got asked={asked}, traced={traced}, languages {list(langs)}; expected at least one of each")
+    for lang in langs:
+        if lang not in data.languages:
+            raise unknown(f"language of the data set {data.name!r}", lang, data.languages)
+    ids = sorted((i for i in data.facts if data.splits[i] in HELD_OUT), key=lambda i: digest(str(seed), i))
+    facts, counts = [], []
+    for lang in dict.fromkeys(langs):
+        some = [data.facts[i][lang] for i in ids if lang in data.facts[i]][:asked]
+        located = [fact for fact in some if _located(model, fact)]
+        known = known_facts(model, located, results)
+        facts += known[:traced]
+        numbers = dict(asked=len(some), merged=len(some) - len(located), known=len(known))
+        counts.append(dict(data=data.name, lang=lang, **numbers, traced=len(known[:traced])))
+    subjects = [by[lang].subject for by in data.facts.values() for lang in langs if lang in by]
+    return Known(facts=facts, counts=pd.DataFrame(counts), deviation=embedding_deviation(model, subjects))
+
+
+def known_facts(model: EditableModel, facts: Sequence[Fact], results: str | Path | None = None) -> list[Fact]:
+    """Facts whose whole true answer (the target, where the source tells no truth) greedy generation gives."""
+    asked = [(fact.text, LANGUAGES[fact.lang].join + (fact.truth or fact.target)) for fact in facts]
+    key = dict(engine=ENGINE, model=model.fingerprint, asked=asked)
+    scores = _kept(results, "known", key, lambda: [score.em for score in score_probes(model, asked)])
+    return [fact for fact, known in zip(facts, scores, strict=True) if known]
+
+
+def trace_facts(
+    model: EditableModel,
+    facts: Sequence[Fact],
+    deviation: float,
+    settings: TraceSettings | None = None,
+    *,
+    results: str | Path | None = None,
+    quiet: bool = False,
+    columns: int = 2048,
+) -> pd.DataFrame:
+    """Trace every fact, or read its trace where it was made before.
+
+    Args:
+        model: Unedited.
+        facts: Known ones.
+        deviation: Of the subjects' embeddings.
+        settings: Noise, samples, window.
+        results: Folder of finished traces; None keeps nothing.
+        quiet: No progress bar.
+        columns: As in `PromptRuns.scores`.
+
+    Returns:
+        One row per fact, kind, token from the subject on, and layer: `COLUMNS`; `effect` is the mean of IE over noise
+        samples, `error` its standard error (NaN for one sample), `clean` and `corrupted` the scores of both runs.
+    """
+    settings = settings or TraceSettings()
+    frames = [pd.DataFrame(columns=list(COLUMNS))]
+    for fact in tqdm(facts, unit="fact", disable=quiet, mininterval=1.0, dynamic_ncols=True):
+        key = dict(
+            engine=ENGINE, model=model.fingerprint, deviation=deviation, settings=settings.model_dump(mode="json"),
+            prompt=fact.prompt, subject=fact.subject, answer=fact.truth or fact.target, lang=fact.lang,
+        )  # fmt: skip
+        made = _kept(results, "trace", key, lambda fact=fact: _summary(model, fact, deviation, settings, columns))
+        frames.append(pd.DataFrame(made).assign(fact=fact.id, lang=fact.lang)[list(COLUMNS)])
+    frame = pd.concat([f for f in frames if len(f)] or frames, ignore_index=True)
+    return frame.astype({name: float for name in COLUMNS[-4:]} | {"layer": int, "token": int})
+
+
+def _summary(model: EditableModel, fact: Fact, deviation: float, settings: TraceSettings, columns: int) -> dict:
+    """A trace as columns of plain numbers; errors of a single sample are null."""
+    found = trace(model, fact, deviation, settings, columns=columns)
+    rows: dict[str, list] = {name: [] for name in COLUMNS[2:]}
+    for kind, scores in found.scores.items():
+        effects = scores - found.corrupted
+        error = effects.std(-1) / settings.samples**0.5 if settings.samples > 1 else None
+        for token, role in enumerate(found.roles):
+            if role == "before" or (kind in SEVERED and role != "subject_last"):
+                continue
+            for layer in range(model.n_layers):
+                told = None if error is None else float(error[token, layer])
+                values = (kind, token, role, layer, float(effects[token, layer].mean()), told, found.clean)
+                for name, value in zip(COLUMNS[2:], (*values, float(found.corrupted.mean())), strict=True):
+                    rows[name].append(value)
+    return rows
+
+
+def _located(model: EditableModel, fact: Fact) -> bool:
+    try:
+        subject_columns(model.tokenizer, fact)
+    except SubjectMerged:
+        return False
+    return True
+
+
+def _kept(results: str | Path | None, what: str, key: dict, make: Callable[[], object]):
+    """What `make` gives, or what it gave before for the same key; a damaged file is made again."""
+    if results is None:
+        return make()
+    text = json.dumps(key, sort_keys=True, ensure_ascii=False)
+    path = Path(results) / "tracing" / f"{what}-{hashlib.sha256(text.encode()).hexdigest()[:24]}.json.xz"
+    try:
+        return read_sealed(path)
+    except FileNotFoundError:
+        pass
+    except CorruptFile as error:
+        log.warning("%s", error)
+    made = make()
+    write_sealed(path, made)
+    return made
