@@ -350,6 +350,8 @@ def heatmaps(
     if wide > 12:  # too many for labels anyway
         columns = min(len(panels), 4)
     lines = -(-len(panels) // columns)
+    longest = max(len(str(label)) for matrix in panels.values() for label in matrix.columns)
+    crowded = (WIDTH - 1.6) / columns / wide * 72 < 0.7 * 8 * longest  # points per column, and of a label
     values = np.stack([matrix.to_numpy(float) for matrix in panels.values()])
     low, high = limits or _colour_limits(values, centre, share=0.95)
     inches = (WIDTH - 1.6) / columns  # of a panel
@@ -368,7 +370,7 @@ def heatmaps(
         for axes in grid.flat[len(panels) :]:
             axes.set_axis_off()
         for axes in grid.flat[max(0, len(panels) - columns) : len(panels)]:
-            axes.tick_params(axis="x", labelbottom=True)
+            axes.tick_params(axis="x", labelbottom=True, labelrotation=90 if crowded else 0)
         fig.supxlabel(xlabel, fontsize=10)
         fig.supylabel(ylabel, fontsize=10)
         known = values[np.isfinite(values)]

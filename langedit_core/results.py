@@ -91,6 +91,9 @@ class CellResult:
         self.environment: dict = parts["environment"]
         measured, final = parts["batches"], parts["final"]
         rows = pd.DataFrame([row for part in (*measured, final) for row in part["rows"]])
+        # Neutral text is another text in every language, unlike a fact, and so counts once in each.
+        neutral = rows["kind"] == "neutral"
+        rows["fact"] = rows["fact"].mask(neutral, rows["fact"] + "/" + rows["lang"])
         self.rows = rows.sort_values("when", key=lambda when: when.map(list(WHEN).index), kind="stable")
         self.retention = pd.DataFrame([row for part in measured for row in part["retention"]])
         self.drift = pd.DataFrame([row | {"step": t} for t, part in enumerate(measured) for row in part["drift"]])

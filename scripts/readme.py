@@ -23,7 +23,8 @@ METRICS = {
 
 def block(profile: str) -> str:
     """The README's tables: what was measured of each method, and how it stands to the paper's claim."""
-    main = pd.read_csv(ROOT / "reports" / profile / "tables" / "main.csv")
+    tables = ROOT / "reports" / profile / "tables"
+    main, design = pd.read_csv(tables / "main.csv"), pd.read_csv(tables / "design.csv")
     main = main[main["lang"] == "all"].set_index(["data", "method", "metric", "when"])
     lines = [
         f"| method | {' | '.join(METRICS.values())} | notebook |",
@@ -36,20 +37,30 @@ def block(profile: str) -> str:
             cells.append(f"{now['value']:.2f} → {end['value']:.2f} [{end['low']:.2f}, {end['high']:.2f}]")
         link = f"[02](reports/{profile}/02_main_runs.html)"
         lines.append(f"| {method} on {data} | {' | '.join(cells)} | {link} |")
-    n = int(main["n"].max())
+    told = [
+        f"{row['data']}: {row['edits per run']} sequential edits per method in {row['languages']}, "
+        f"{row['seeds']} seed{'s' if row['seeds'] > 1 else ''}"
+        for _, row in design.iterrows()
+    ]
     lines += [
         "",
-        f"Gemma 3 270M, {n} sequential edits per method in six languages: right after each batch → after the whole "
-        "sequence, with the 95 % interval over facts of the latter.",
+        f"Gemma 3 270M ({'; '.join(told)}): right after each batch → after the whole sequence, with the 95 % interval "
+        "over facts of the latter.",
         "",
         "| the paper, 7–8B models | here, efficacy at the end, paired over facts |",
         "|---|---|",
     ]
     for data in main.index.get_level_values("data").unique():
-        rows = pd.read_csv(ROOT / "reports" / profile / "tables" / f"comparisons_{data}.csv")
+        path = tables / f"comparisons_{data}.csv"
+        if not path.is_file():  # langedit was not run on it
+            continue
+        rows = pd.read_csv(path)
         rows = rows[rows["metric"] == "efficacy_tf"]
         told = "; ".join(f"langedit − {r.iloc[1]}: {r['difference']}, {r['verdict']}" for _, r in rows.iterrows())
-        lines.append(f"| LangEdit up to +2.20 points efficacy over the best baseline | {data} (n = {n}): {told} |")
+        n = int(rows["n"].max())
+        lines.append(
+            f"| LangEdit up to +2.20 points efficacy over the best baseline | {data} (n = {n} facts): {told} |"
+        )
     return "\n".join(lines)
 
 
