@@ -67,7 +67,8 @@ def table(study: Study, data: str, columns: dict[str, str]) -> pd.DataFrame:
             text = format_ci(end["value"], end["low"], end["high"])
             if metric == "efficacy_tf":
                 text = f"{found.loc[(method, layers, metric, 'immediate'), 'value']:.2f} → {text}"
-            row |= {heading: text, "n": int(end["n"])}
+                row["n"] = int(end["n"])
+            row[heading] = text
         rows.append(row)
     names = ["method", "layers", *columns.values(), "n"]
     return pd.DataFrame(rows)[names]

@@ -23,6 +23,11 @@ def result(layers, shares, method="langedit"):
         for when, limit in (("immediate", 10 * shares[lang] + 1), ("final", 10 * shares[lang]))
         for i in range(10)
     ]
+    rows += [
+        dict(fact=f"p/{lang}", lang=lang, kind="neutral", metric="drift_kl", when=when, value=0.1)
+        for lang in LANGS
+        for when in ("immediate", "final")
+    ]
     made = CellResult.__new__(CellResult)  # nothing is read from disk
     vars(made).update(cell=cell, rows=pd.DataFrame(rows))
     return made
@@ -50,13 +55,15 @@ def test_sets_of_layers_are_written_as_people_write_them(layers, name):
 def test_ranges_come_first_then_single_layers_upwards(study):
     found = layer_study.by_layers(study, "atlas")
     assert list(dict.fromkeys(found["layers"])) == ["3–5", "1", "3", "5", "7"]
-    final = found[(found["when"] == "final") & (found["lang"] == "all")].set_index("layers")["value"]
+    final = found[(found["when"] == "final") & (found["lang"] == "all") & (found["metric"] == "efficacy_tf")]
+    final = final.set_index("layers")["value"]
     assert final.to_dict() == pytest.approx({"3–5": 0.9} | {str(k): v for k, v in SHARE.items()})
 
 
 def test_the_table_says_at_once_and_at_the_end(study):
-    table = layer_study.table(study, "atlas", {"efficacy_tf": "efficacy"}).set_index("layers")
-    assert table.loc["5", "efficacy"].startswith("1.00 → 0.90 [") and table.loc["5", "n"] == 20
+    table = layer_study.table(study, "atlas", {"efficacy_tf": "efficacy", "drift_kl": "drift"}).set_index("layers")
+    assert table.loc["5", "efficacy"].startswith("1.00 → 0.90 [") and table.loc["5", "drift"].startswith("0.10")
+    assert table.loc["5", "n"] == 20  # facts, not paragraphs
 
 
 def test_heat_maps_are_languages_by_sets_of_layers(study):
