@@ -85,7 +85,7 @@ def run(
         return
     name = model or chosen.model
     results, reports = root / "results", root / "reports" / chosen.folder(name)
-    records = reports / "records" if chosen.partial else None
+    records = chosen.records(reports)
     # Seed by seed: a run that is stopped leaves comparisons of all methods rather than one method with all seeds.
     cells = sorted((c for group in chosen.grids for c in chosen.cells(group, name)), key=lambda cell: cell.seed)
     waiting = [cell for cell in cells if not is_known(cell, results, records)]

@@ -45,7 +45,7 @@ def told(
     texts = _AllTexts()
     listed, needs = [f"{'state':7} {'edits':>5} {'batches':>7} {'seed':>4}  method on data, model"], []
     for model in models:
-        records = root / "reports" / profile.folder(model) / "records" if profile.partial else None
+        records = profile.records(root / "reports" / profile.folder(model))
         cells = [cell for group in profile.grids for cell in profile.cells(group, model)]
         missing = [cell for cell in cells if not is_known(cell, root / "results", records)]
         listed += [

@@ -87,6 +87,10 @@ class Profile(BaseModel):
         """Name of the folder for reports on `model`: one per profile, or per model where there are several."""
         return self.name if len(self.models) == 1 else f"{self.name}-{model.rsplit('/', 1)[-1].lower()}"
 
+    def records(self, reports: str | Path) -> Path | None:
+        """Where a partial profile keeps what it measured, beside its reports; None for others, which compute anew."""
+        return Path(reports) / "records" if self.partial else None
+
     def cells(self, group: str, model: str | None = None) -> list[Cell]:
         """The cells of one group, in a fixed order: grid, data, method, seed.
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -39,6 +40,10 @@ ENGINE = 1
 HELD_OUT = ("tune", "corpus")
 """Splits that are traced: subjects that no report edits, so that layers can be chosen here and tested there."""
 
+DIGITS = 5
+"""Significant digits of an effect in a record; a tenth of the size of all sixteen."""
+
+COUNTS = ("data", "lang", "asked", "merged", "known", "traced")
 COLUMNS = ("fact", "lang", "kind", "token", "role", "layer", "effect", "error", "clean", "corrupted")
 
 
@@ -70,6 +75,65 @@ class Known:
     facts: list[Fact]
     counts: pd.DataFrame
     deviation: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Traced:
+    """A data set's known facts and their traces.
+
+    Attributes:
+        counts: As in `Known`.
+        deviation: As in `Known`.
+        frame: As `trace_facts` gives it, effects rounded to `DIGITS` digits.
+    """
+
+    counts: pd.DataFrame
+    deviation: float
+    frame: pd.DataFrame
+
+
+def trace_known(
+    model: EditableModel, data: FactSet, langs: Sequence[str], *, asked: int, traced: int,
+    settings: TraceSettings | None = None, results: str | Path | None = None, records: str | Path | None = None,
+    quiet: bool = False,
+) -> Traced:  # fmt: skip
+    """`find_known`, then `trace_facts`; or both from the record that an earlier run with the same inputs left.
+
+    Args:
+        model: Unedited.
+        data: Only facts of `HELD_OUT` are asked.
+        langs: Languages of the data set.
+        asked: Facts per language.
+        traced: Most facts per language to trace.
+        settings: Noise, samples, window.
+        results: Folder in which every fact's answer and trace is kept, so that a stopped run goes on.
+        records: Folder in which the whole is kept, to be committed beside a report; None keeps no record.
+        quiet: No progress bar.
+    """
+    settings = settings or TraceSettings()
+
+    def made() -> dict:
+        known = find_known(model, data, langs, asked=asked, traced=traced, results=results)
+        frame = trace_facts(model, known.facts, known.deviation, settings, results=results, quiet=quiet)
+        columns = {name: [_short(x) for x in column] for name, column in frame.to_dict("list").items()}
+        return dict(counts=known.counts.to_dict("list"), deviation=known.deviation, columns=columns)
+
+    key = dict(
+        engine=ENGINE, model=model.fingerprint, data=data.fingerprint, langs=list(langs), asked=asked, traced=traced,
+        settings=settings.model_dump(mode="json"),
+    )  # fmt: skip
+    told = _kept(records, f"traced-{data.name}", key, made)
+    counts, frame = (
+        pd.DataFrame(told[part], columns=list(c)) for part, c in (("counts", COUNTS), ("columns", COLUMNS))
+    )
+    return Traced(counts=counts, deviation=told["deviation"], frame=_typed(frame))
+
+
+def _short(value: object) -> object:
+    """What a record holds of a number: no NaN, which JSON has not, and no digits that noise would change."""
+    if not isinstance(value, float):
+        return value
+    return None if math.isnan(value) else float(f"{value:.{DIGITS}g}")
 
 
 def find_known(
@@ -150,7 +214,10 @@ def trace_facts(
         )  # fmt: skip
         made = _kept(results, "trace", key, lambda fact=fact: _summary(model, fact, deviation, settings, columns))
         frames.append(pd.DataFrame(made).assign(fact=fact.id, lang=fact.lang)[list(COLUMNS)])
-    frame = pd.concat([f for f in frames if len(f)] or frames, ignore_index=True)
+    return _typed(pd.concat([f for f in frames if len(f)] or frames, ignore_index=True))
+
+
+def _typed(frame: pd.DataFrame) -> pd.DataFrame:
     return frame.astype({name: float for name in COLUMNS[-4:]} | {"layer": int, "token": int})
 
 

@@ -11,7 +11,7 @@ from langedit_core.errors import RefusedInput
 from langedit_core.metrics import score_probes
 from langedit_core.records import FactSet
 from langedit_core.tracing import ROLES, TraceSettings, trace
-from langedit_core.tracing_study import COLUMNS, data_sets, find_known, known_facts, trace_facts
+from langedit_core.tracing_study import COLUMNS, DIGITS, data_sets, find_known, known_facts, trace_facts, trace_known
 
 FEW = TraceSettings(samples=2, window=2)
 
@@ -169,3 +169,32 @@ def test_absent_data_are_said_and_unknown_names_refused(monkeypatch, tmp_path):
     assert len(absent) == 1 and absent[0].startswith("mzsre is not traced: no mzsre.jsonl")
     with pytest.raises(ValueError, match="atlas"):
         data_sets("atlass", ["en"])
+
+
+def test_a_record_of_traces_stands_for_the_traces(speaking, tmp_path, monkeypatch):
+    data, ask = toy_set(speaking), dict(asked=20, traced=2, settings=FEW, quiet=True)
+    made = trace_known(speaking, data, ["en", "de"], **ask, records=tmp_path)
+    known = find_known(speaking, data, ["en", "de"], asked=20, traced=2)
+    whole = trace_facts(speaking, known.facts, known.deviation, FEW, quiet=True)
+    pd.testing.assert_frame_equal(made.frame, whole, rtol=10.0 ** (1 - DIGITS))
+    pd.testing.assert_frame_equal(made.counts, known.counts)
+
+    monkeypatch.setattr(tracing_study, "find_known", None)  # from here on nothing can be asked or traced
+    read = trace_known(speaking, data, ["en", "de"], **ask, records=tmp_path)
+    pd.testing.assert_frame_equal(read.frame, made.frame)
+    assert read.deviation == made.deviation
+    for other in (dict(asked=19), dict(traced=1), dict(settings=TraceSettings(samples=1, window=2))):
+        with pytest.raises(TypeError):
+            trace_known(speaking, data, ["en", "de"], **(ask | other), records=tmp_path)
+    with pytest.raises(TypeError):
+        trace_known(speaking, data, ["en"], **ask, records=tmp_path)
+
+
+def test_traces_of_a_model_that_knows_nothing_are_an_empty_frame(speaking, tmp_path):
+    data = toy_set(speaking)
+    unknown = {i: by for i, by in data.facts.items() if int(i.split("/")[1]) % 2}
+    data = FactSet(name="toy", facts=unknown, corpus={}, splits={i: data.splits[i] for i in unknown})
+    for _ in range(2):  # made, then read
+        found = trace_known(speaking, data, ["de"], asked=9, traced=1, settings=FEW, quiet=True, records=tmp_path)
+        assert found.frame.empty and list(found.frame.columns) == list(COLUMNS)
+        assert found.counts["known"].tolist() == [0]
