@@ -11,6 +11,7 @@ from pathlib import Path
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
+from langedit_core.chosen_layers import kept_layers
 from langedit_core.editors import METHODS, EditSettings, settings_for
 from langedit_core.errors import unknown
 from langedit_core.languages import CORE
@@ -131,6 +132,11 @@ def load_profile(name: str | Path) -> Profile:
     return Profile(**content)
 
 
+def is_tuned(model: str) -> bool:
+    """Whether `hparams.yaml` has an entry for this model."""
+    return model in _hparams()
+
+
 @functools.cache
 def _hparams() -> dict:
     return yaml.safe_load(HPARAMS.read_text("utf-8"))
@@ -139,14 +145,21 @@ def _hparams() -> dict:
 def hyperparameters(model: str, method: str, **changes) -> EditSettings:
     """Settings of `method` for `model`: those of `hparams.yaml`, with `changes` on top.
 
+    A model that is not there is edited in the layers that causal tracing recommended for it (`chosen_layers.py`).
+
     Raises:
-        ValueError: Unknown method, or no entry for this model and no `layers` in `changes`.
+        ValueError: Unknown method, or no entry for this model, no layers kept for it and none in `changes`.
     """
     if method not in METHODS:
         raise unknown("method", method, METHODS)
     table = _hparams()
-    if model not in table and "layers" not in changes:
-        error = unknown("model in hparams.yaml", model, table)
-        raise ValueError(f"{error}. Pass layers=(...) for a model of your own; its middle MLP layers are a first guess")
     entry = table.get(model, {})
+    if model not in table and "layers" not in changes:
+        layers = kept_layers(model)
+        if layers is None:
+            raise ValueError(
+                f"{unknown('model in hparams.yaml', model, table)}. For a model of your own, run notebook 01 with "
+                "MODEL set to it, which recommends layers and keeps them, or pass layers=(...)"
+            )
+        entry = {"all": {"layers": layers}}
     return settings_for(method, **(entry.get("all", {}) | entry.get(method, {}) | changes))

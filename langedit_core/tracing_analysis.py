@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 
 from langedit_core.errors import unknown
-from langedit_core.profiles import hyperparameters
+from langedit_core.profiles import hyperparameters, is_tuned
 from langedit_core.stats import LEVEL, RESAMPLES, interval
 from langedit_core.tables import format_ci
 from langedit_core.tracing import KINDS, ROLES, SEVERED, window_around
@@ -206,9 +206,8 @@ def _comparison(found: Recommendation, model: str) -> str:
         f"MLP outputs of layers {', '.join(map(str, found.layers))} bring back most, {found.share:.0%} of what all "
         f"layers do{place}, n = {found.n} facts"
     )
-    try:
-        edited = hyperparameters(model, "langedit").layers
-    except ValueError:
-        return f"{traced}; hparams.yaml has no entry for {model}, so these are a first choice."
+    if not is_tuned(model):
+        return f"{traced}; hparams.yaml has no entry for {model}, so these become its default."
+    edited = hyperparameters(model, "langedit").layers
     both = len({*edited} & {*found.layers})
     return f"{traced}; hparams.yaml edits {', '.join(map(str, edited))}, {both} of {len(edited)} in common."

@@ -446,7 +446,7 @@ def test_unknown_methods_and_models_are_answered_with_the_known_ones():
     with pytest.raises(ValueError, match="unknown method 'alphedit'; known: alphaedit, ") as caught:
         hyperparameters("gemma-3-270m", "alphedit")
     assert all(method in str(caught.value) for method in METHODS)
-    with pytest.raises(ValueError, match=r"unknown model .*'gemma-3-270'; known: gemma-3-270m.*Pass layers="):
+    with pytest.raises(ValueError, match=r"unknown model .*'gemma-3-270'; known: gemma-3-270m.*pass layers="):
         hyperparameters("gemma-3-270", "langedit")
     assert hyperparameters("my-own", "langedit", layers=(3,)).layers == (3,)
     with pytest.raises(ValueError, match=r"unknown model .*'gemma-3-270'; known: gemma-3-270m, "):

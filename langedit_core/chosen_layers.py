@@ -1,0 +1,47 @@
+"""The layers that causal tracing recommends for a model, kept where every later run of that model finds them.
+
+`hparams.yaml` comes first: for a model it names, what is kept here is not read.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from pathlib import Path
+
+from langedit_core.storage import cache_home, read_sealed, write_sealed
+
+
+def keep_layers(model: str, layers: Sequence[int], source: str) -> Path:
+    """Make `layers` the default for a model that `hparams.yaml` does not name.
+
+    Args:
+        model: Its name, as it is loaded.
+        layers: Ascending.
+        source: What recommended them, for a reader of the file.
+
+    Raises:
+        ValueError: No layer, or not ascending.
+    """
+    layers = [int(layer) for layer in layers]
+    if not layers or layers != sorted(set(layers)) or layers[0] < 0:
+        raise ValueError(f"got layers {layers}; expected at least one, ascending, counted from 0")
+    path = _path(model)
+    write_sealed(path, dict(model=model, layers=layers, source=source))
+    return path
+
+
+def kept_layers(model: str) -> tuple[int, ...] | None:
+    """The layers kept for a model; None if nothing was.
+
+    Raises:
+        CorruptFile: The file was altered.
+    """
+    try:
+        return tuple(read_sealed(_path(model))["layers"])
+    except FileNotFoundError:
+        return None
+
+
+def _path(model: str) -> Path:
+    return cache_home() / "layers" / f"{hashlib.sha256(model.encode()).hexdigest()[:16]}.json"
