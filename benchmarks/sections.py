@@ -91,11 +91,11 @@ class Bench:
     def unedited(self) -> Iterator[None]:
         """Model and editor come back to where they were."""
         states = self.editor.layers.values()
-        kept = [(state, state.weight, state.null) for state in states]
+        kept = [(state, state.weight, state.projector) for state in states]
         with self.model.restored(self.layers):
             yield
-        for state, weight, null in kept:
-            state.weight, state.null, state.past = weight, null, []
+        for state, weight, projector in kept:
+            state.weight, state.projector, state.past = weight, projector, ()
 
 
 # --- values -----------------------------------------------------------------------------------------------------------

@@ -196,14 +196,16 @@ def memory(
     matrix, square = shapes.d_model * shapes.d_ff, 8.0 * shapes.d_ff**2
     pays = settings.space == "whole" and settings.covariance_weight > 0 and settings.finetune is None
     decomposed = settings.space != "whole"
-    # λ₀C₀ and its factor; or the running mean, and its next state while a batch is taken in.
-    own = 2 * n * square if pays or settings.space in ("running", "released") else 0.0
+    own = 2 * n * square if pays else 0.0  # λ₀C₀ and its factor
+    keys = n * shapes.d_ff * cell.edits
+    stored = settings.remember or settings.space in ("running", "randomized", "released", "full_keys")
+    own += keys * size if stored else 8.0 * keys if settings.space == "incremental" else 0.0
     parts = {
         "weights": float(shapes.parameters * size),
         "edited": 3.0 * n * matrix * size,  # the matrices as they were at first and before the batch, and a copy
         "covariances": n * square,
         "eigenbases": n * square / 2 if decomposed else 0.0,  # the thinner side has at most half of the directions
-        "method": own + (n * shapes.d_ff * cell.edits * size if settings.remember else 0.0),
+        "method": own,
     }
     # The mean as a copy, eigenvectors, and twice a matrix for the solver, one layer at a time.
     workspace = 4 * square if decomposed else square if pays else 0.0

@@ -112,17 +112,17 @@ def test_statistics_are_those_an_editor_holds(batch, method):
     editor.edit(of)
     parts, states = memory(shapes, of_cell, [texts]), editor.layers.values()
 
-    def held(*tensors) -> int:
-        return sum(t.numel() * t.element_size() for t in tensors if t is not None)
+    def held(*tensors) -> int:  # a tensor held by two is held once
+        return sum(t.numel() * t.element_size() for t in {id(t): t for t in tensors if t is not None}.values())
 
     assert parts["covariances"] == held(*(c.gram for c in covariances.values()))
-    bases = sum(held(s.null.kept, s.null.removed) for s in states)
-    keys = len(of) * shapes.d_ff * 8 * len(states)  # of the batch, which evoedit has put into its basis
-    assert bases <= parts["eigenbases"] + keys and (bases > 0) == (parts["eigenbases"] > 0)
+    kept = [dict(s.projector.held) for s in states]
+    grams = [own.pop("gram", None) for own in kept]
+    if method == "langedit":  # the editor makes no matrix of its own
+        assert all(gram is covariance.gram for gram, covariance in zip(grams, covariances.values(), strict=True))
     metric = sum(held(s.metric.matrix, s.metric.factor) for s in states if s.metric)
-    running = sum(held(s.running.gram if s.running else None, s.mix) for s in states)
-    past = sum(held(*s.past) for s in states) if of_cell.settings.remember else 0
-    assert parts["method"] == metric + 2 * running + past  # the running mean, and its next state beside it
+    thin = held(*(t for own in kept for t in own.values()), *(k for s in states for k in s.past))
+    assert thin + metric == parts["eigenbases"] + parts["method"]
     assert parts["edited"] == 3 * held(*(s.weight for s in states))
 
 
