@@ -119,14 +119,15 @@ def comparisons(variants: Study, data: str, seed: int = 0) -> pd.DataFrame:
         of drift, less is better). Intervals are those of one comparison alone.
     """
     rows = rows_of(variants, data)
-    values = per_fact(rows[rows["metric"].isin({m for m, _ in MEASURES})], ["method", "metric", "when", "seed", "fact"])
-    out = []
-    wanted = list(pairs(variants, data))
+    keys = ["method", "metric", "when"]
+    values = per_fact(rows[rows["metric"].isin({m for m, _ in MEASURES})], [*keys, "seed", "fact"])
+    values = {key: part.droplevel(keys) for key, part in values.groupby(level=keys)}
+    wanted, out = list(pairs(variants, data)), []
     # So many that the smallest possible p-value, times the family, is a quarter of α.
     resamples = max(TEST_RESAMPLES, math.ceil(8 * len(wanted) * len(MEASURES) / ALPHA) - 1)
     for question, a, b in wanted:
         for metric, when in MEASURES:
-            found = paired(*(values.loc[(name, metric, when)] for name in (a, b)), seed, resamples)
+            found = paired(*(values[name, metric, when] for name in (a, b)), seed, resamples)
             d = found.difference
             out.append(
                 dict(question=question, a=a, b=b, metric=metric, when=when, difference=d.value, low=d.low, high=d.high)

@@ -9,6 +9,7 @@ from collections.abc import Collection, Mapping, Sequence
 import matplotlib
 import numpy as np
 import pandas as pd
+from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 
 from langedit_core.plots import BLACK, BLUE, GREEN, GREY, METHODS, ORANGE, PURPLE, VERMILION, WIDTH, style
@@ -27,7 +28,7 @@ def looks_of(names: Sequence[str], ordered: bool = False) -> dict[str, tuple[str
     """Colour, marker and dashes per variant; `ordered` names get shades instead, dark to light."""
     if ordered:
         shades = matplotlib.colormaps["viridis"](np.linspace(0, 0.88, len(names)))
-        return {name: (shade, "o", "-") for name, shade in zip(names, shades, strict=True)}
+        return {name: (to_hex(shade), "o", "-") for name, shade in zip(names, shades, strict=True)}
     return {name: LOOKS.get(name) or (*METHODS.get(name, (GREY, "h")), "-") for name in names}
 
 
