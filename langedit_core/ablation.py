@@ -88,13 +88,14 @@ def rows_of(variants: Study, data: str) -> pd.DataFrame:
     return pd.concat(parts, ignore_index=True)
 
 
-def thresholds(variants: Study, data: str) -> list[str]:
-    """`langedit` and its variants that differ in the threshold alone, from few free directions to many."""
-    free = {}
+def thresholds(variants: Study, data: str) -> dict[str, str]:
+    """`langedit` and its variants that differ in the threshold alone -> that threshold; from few free directions up."""
+    free, cut = {}, {}
     for r in variants.results:
         if r.cell.data == data and (r.cell.method == BASE or r.cell.method.startswith(f"{BASE}, ")):
             free[r.cell.method] = r.batches.loc[r.batches["step"] == 0, "rank"].mean()
-    return sorted(free, key=free.get)
+            cut[r.cell.method] = told(r.cell.settings.threshold)
+    return {name: cut[name] for name in sorted(free, key=free.get)}
 
 
 def others(variants: Study, data: str) -> list[str]:
@@ -203,11 +204,11 @@ def sweep(variants: Study, data: str) -> pd.DataFrame:
     estimates = summarise(rows[rows["method"].isin(names)], by=["method"]).query("lang == 'all'")
     estimates = estimates.set_index(["method", "metric", "when"])
     out = []
-    for name in names:
+    for name, cut in names.items():
         of = [r for r in variants.results if (r.cell.data, r.cell.method) == (data, name)]
         batches = pd.concat([r.batches for r in of])
         ends = [batches.loc[batches["step"] == step, "rank"].mean() for step in (0, batches["step"].max())]
-        row = dict(method=name, threshold=told(of[0].cell.settings.threshold), free=ends[0], free_end=ends[1])
+        row = dict(method=name, threshold=cut, free=ends[0], free_end=ends[1])
         row |= dict(capacity=batches["capacity"].mean(), written=batches["written"].mean())
         for metric, when in MEASURES:
             e = estimates.loc[(name, metric, when)]

@@ -65,8 +65,8 @@ def full_keys(found: pd.DataFrame, leaked: pd.DataFrame) -> list[str]:
         )
     if row := _pair(found, "evoedit", FULL_KEYS):
         sentences.append(
-            "evoedit reaches the same space by one thin orthogonalisation per batch; what differs is rounding, and it "
-            f"ends at {_points(row['final'])} of {FULL_KEYS}'s efficacy: so much two runs of one method may differ."
+            "evoedit reaches the same space by one thin orthogonalisation per batch, and what differs is rounding: its "
+            f"efficacy at the end is another by {_points(row['final'])}; so much may two runs of one method differ."
         )
     return sentences
 

@@ -37,7 +37,7 @@ def variant_lines(
     panels: Mapping[str, str],
     *,
     x: str = "edits",
-    names: Sequence[str] | None = None,
+    names: Sequence[str] | Mapping[str, str] | None = None,
     ordered: bool = False,
     shares: Collection[str] = (),
     log: Collection[str] = (),
@@ -50,7 +50,7 @@ def variant_lines(
         frame: Columns method, `x` and those in `panels`; one row per variant and x.
         panels: Column to label.
         x: Column along the axis.
-        names: Variants shown, in this order; all otherwise.
+        names: Variants shown, in this order, or what each is called; all otherwise.
         ordered: The variants are steps of one scale and are drawn as shades.
         shares: Panels from 0 to 1; others begin where the data do.
         log: Panels with a logarithmic axis; zeros are left out of them.
@@ -62,19 +62,20 @@ def variant_lines(
     """
     if missing := [c for c in ("method", x, *panels) if c not in frame]:
         raise ValueError(f"the frame lacks the columns {missing}; it has {list(frame)}")
-    names = list(dict.fromkeys(frame["method"]) if names is None else names)
-    looks = looks_of(names, ordered)
+    names = list(frame["method"]) if names is None else names
+    names = dict(names) if isinstance(names, Mapping) else {name: name for name in names}
+    looks = looks_of(list(names), ordered)
     with style():
         fig = Figure(figsize=(WIDTH, 3.7), layout="constrained")
         for axes, (column, label) in zip(fig.subplots(1, len(panels), squeeze=False)[0], panels.items(), strict=True):
-            for name in names:
+            for name, shown in names.items():
                 part = frame[frame["method"] == name]
                 if part[x].duplicated().any():
                     raise ValueError(f"{name!r} has several rows for one {x}; filter or average the frame first")
                 found = part.set_index(x)[column].dropna()
                 found = found[found > 0] if column in log else found
                 colour, marker, dashes = looks[name]
-                axes.plot(found.index, found, dashes, color=colour, marker=marker, ms=5, lw=1.5, label=name)
+                axes.plot(found.index, found, dashes, color=colour, marker=marker, ms=5, lw=1.5, label=shown)
             axes.set(title=label, xlabel=xlabel)
             axes.set_xticks(sorted(frame[x].unique())[:: max(1, frame[x].nunique() // 6)])
             if column in shares:
@@ -119,7 +120,7 @@ def threshold_sweep(swept: pd.DataFrame, *, usual: str | None = None, title: str
                     axes.vlines(free, low, high, color=colour, lw=2.5, alpha=0.35)
                 axes.plot(free, value, dashes, color=colour, marker=marker, ms=5, lw=1.5, label=name or None)
             if usual in set(swept["method"]):
-                axes.axvline(float(swept.set_index("method").at[usual, "free"]), color=GREY, lw=1, ls=":", zorder=0)
+                axes.axvline(float(swept.set_index("method").at[usual, "free"]), color=GREY, lw=1.4, ls=":", zorder=1)
             axes.set_title(label)
             if "drift" not in label:
                 axes.set(ylim=(0, 1.03), yticks=np.linspace(0, 1, 6))
@@ -128,8 +129,9 @@ def threshold_sweep(swept: pd.DataFrame, *, usual: str | None = None, title: str
             if any(name for name, *_ in lines.values()):
                 axes.legend(fontsize=8, loc="best")
         for axes in fig.axes[2:]:
-            axes.set_xticks(free, [f"{f:.0f}\n{t}" for f, t in zip(free, swept["threshold"], strict=True)], fontsize=8)
-            axes.set_xlabel("free directions before the first batch, and threshold")
+            labels = [f"{t}: {f:.0f}" for f, t in zip(free, swept["threshold"], strict=True)]
+            axes.set_xticks(free, labels, fontsize=8, rotation=90)
+            axes.set_xlabel("threshold: free directions before the first batch")
         if title:
             fig.suptitle(title, x=0.01, ha="left", fontsize=12)
     return fig

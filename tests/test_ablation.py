@@ -158,7 +158,8 @@ def test_renaming_leaves_the_study_as_it_was():
 
 def test_thresholds_are_ordered_by_what_they_leave_free(variants):
     names = ["langedit, 50 % free", "langedit", "langedit, < 0.02", "langedit, 95 % free"]
-    assert ablation.thresholds(variants, "atlas") == names
+    assert list(ablation.thresholds(variants, "atlas")) == names
+    assert list(ablation.thresholds(variants, "atlas").values()) == ["50 % free", "80 % free", "< 0.02", "95 % free"]
     assert ablation.others(variants, "atlas") == [
         "langedit", "langedit-full", "evoedit", "alphaedit", "alphaedit, no past keys", "langedit-released",
     ]  # fmt: skip
@@ -297,6 +298,13 @@ def test_lines_are_drawn_for_the_variants_asked_for_and_refuse_doubles(variants)
     assert [line.get_label() for line in rank.get_lines()] == names
     assert moved.get_yscale() == "log" and list(moved.get_lines()[0].get_xdata()) == [40, 60]
     assert [text.get_text() for text in fig.legends[0].get_texts()] == names
+    cuts = plots_null_spaces.variant_lines(frame, {"all": "all"}, names=ablation.thresholds(variants, "atlas"))
+    assert [text.get_text() for text in cuts.legends[0].get_texts()] == [
+        "50 % free",
+        "80 % free",
+        "< 0.02",
+        "95 % free",
+    ]
     with pytest.raises(ValueError, match="several rows for one edits"):
         plots_null_spaces.variant_lines(pd.concat([frame, frame]), {"rank": "free"})
     with pytest.raises(ValueError, match=r"lacks the columns \['nothing'\]"):
@@ -306,7 +314,7 @@ def test_lines_are_drawn_for_the_variants_asked_for_and_refuse_doubles(variants)
 def test_variants_can_be_told_apart(variants):
     looks = plots_null_spaces.looks_of(ablation.others(variants, "atlas"))
     assert len({(colour, dashes) for colour, _, dashes in looks.values()}) == len(looks)
-    shades = plots_null_spaces.looks_of(ablation.thresholds(variants, "atlas"), ordered=True)
+    shades = plots_null_spaces.looks_of(list(ablation.thresholds(variants, "atlas")), ordered=True)
     assert len({tuple(colour) for colour, *_ in shades.values()}) == len(shades)
 
 
