@@ -9,6 +9,7 @@ from langedit_core.analysis import Study
 from langedit_core.stats import VERDICTS
 from langedit_core.tables import format_ci
 
+ROUNDING = 1e-4  # what an update may move at keys it does not know, in float32
 ON_THE_WAY = {
     "written": "share of a value that is written",
     "efficacy_tf immediate": "efficacy right after the batch",
@@ -56,12 +57,11 @@ def full_keys(found: pd.DataFrame, leaked: pd.DataFrame) -> list[str]:
         base, told = of.loc[BASE], ""
         if FULL_KEYS in of.index:
             full = of.loc[FULL_KEYS]
-            told = f"; under full keys by {full['moved']:.1e} of it (leak {full['leak']:.1e}), which is rounding"
-            if full["moved"] > 1e-4:
-                told = f"; under full keys by {100 * full['moved']:.1f} % of it (leak {full['leak']:.1e})"
+            share = f"{full['moved']:.1e} of that, rounding" if full["moved"] < ROUNDING else _percent(full["moved"])
+            told = f"; under full keys by {share} (leak {full['leak']:.1e})"
         sentences.append(
-            f"An update of {BASE} moves the outputs at the keys of earlier batches by {100 * base['moved']:.0f} % of "
-            f"what it moves those at its own keys (leak {base['leak']:.3f}, medians over batches and layers){told}."
+            f"An update of {BASE} moves the outputs at the keys of earlier batches by {_percent(base['moved'])} of "
+            f"what it moves those at its own keys (leak {base['leak']:.1e}, medians over batches and layers){told}."
         )
     if row := _pair(found, "evoedit", FULL_KEYS):
         sentences.append(
@@ -85,21 +85,23 @@ def threshold(variants: Study, data: str, found: pd.DataFrame) -> list[str]:
         for r in shown.itertuples()
         if r.verdict != VERDICTS[2]
     ]
-    usual = swept.set_index("method")["threshold"].get(BASE)
-    return [
+    told = [
         f"Of {len(swept)} thresholds of {BASE} most efficacy is left at the end with {best['threshold']}, "
         f"{_share(best, 'efficacy_tf final')}, least with {worst['threshold']}, {_share(worst, 'efficacy_tf final')} "
         f"(n = {best['n']} facts)."
-        + (
-            f" Against {usual}, this model's usual one, shown to differ: {', '.join(differ)}."
-            if usual and differ
-            else ""
-        )
-        + (f" None is shown to differ from {usual}, this model's usual one." if usual and not differ else ""),
-        f"From {first['threshold']} to {last['threshold']}, {first['free']:.0f} to {last['free']:.0f} free directions: "
-        + "; ".join(f"{label} {first[column]:.2f} → {last[column]:.2f}" for column, label in ON_THE_WAY.items())
-        + ".",
+        if best["efficacy_tf final"] > worst["efficacy_tf final"]
+        else f"With all {len(swept)} thresholds of {BASE} the efficacy at the end is the same, "
+        f"{_share(best, 'efficacy_tf final')} (n = {best['n']} facts)."
     ]
+    if usual := swept.set_index("method")["threshold"].get(BASE):
+        differ = f"shown to differ are {', '.join(differ)}" if differ else "none is shown to differ"
+        told.append(f"From this model's usual {usual} {differ}.")
+    way = [f"{label} {first[column]:.2f} → {last[column]:.2f}" for column, label in ON_THE_WAY.items()]
+    told.append(
+        f"From {first['threshold']} to {last['threshold']}, {first['free']:.0f} to {last['free']:.0f} free directions: "
+        f"{'; '.join(way)}."
+    )
+    return told
 
 
 def dynamic(found: pd.DataFrame) -> list[str]:
@@ -170,6 +172,11 @@ def _points(row, verdict: bool = True) -> str:
     """A difference of shares in points, its interval and what is shown."""
     text = f"{100 * row.difference:+.1f} points [{100 * row.low:+.1f}, {100 * row.high:+.1f}]"
     return f"{text} ({row.verdict})" if verdict else text
+
+
+def _percent(share: float) -> str:
+    """Two digits, however small."""
+    return f"{float(f'{100 * share:.2g}'):g} %"
 
 
 def _share(row: pd.Series, measure: str) -> str:

@@ -21,6 +21,7 @@ from langedit_core.models import load_model
 from langedit_core.nullspace import Threshold, cut_spectrum
 from langedit_core.results import CellResult
 from langedit_core.study import load_data
+from langedit_core.tables import MISSING
 
 FORMULAS = ("paper", "released")
 COLUMNS = ("step", "formula", "layer", "keys", "first_key", "corpus", "trace", "free", "left")
@@ -113,7 +114,8 @@ def readable(found: pd.DataFrame) -> pd.DataFrame:
     steps = by.loc[FORMULAS[0]].index
     table = pd.DataFrame({"after batch": steps, "keys": by.loc[FORMULAS[0]]["keys"].to_numpy()})
     for column, (heading, form) in columns.items():
-        table[f"{heading}: paper, code"] = [
-            ", ".join(form.format(by.loc[(formula, step), column]) for formula in FORMULAS) for step in steps
-        ]
+        told = [", ".join(form.format(by.loc[(formula, step), column]) for formula in FORMULAS) for step in steps]
+        about_keys = column in ("first_key", "left")
+        absent = [about_keys and keys == 0 for keys in table["keys"]]
+        table[f"{heading}: paper, code"] = [MISSING if no else text for no, text in zip(absent, told, strict=True)]
     return table

@@ -264,11 +264,12 @@ def test_sentences_say_what_the_numbers_say(variants, found):
     sentences = ablation_reading.reading(variants, "atlas", found, LEAKED, mixed())
     text = " ".join(sentences)
     assert "(langedit-full − langedit, n = 60 facts): efficacy +0.0 points [+0.0, +0.0] (no difference shown)" in text
-    assert "by 25 % of what" in text and "leak 0.040" in text and "which is rounding" in text
+    assert "by 25 % of what" in text and "leak 4.0e-02" in text and "by 1.0e-07 of that, rounding" in text
     assert "Of 4 thresholds of langedit most efficacy is left at the end with 50 % free, 0.90 [" in text
     assert "least with < 0.02, 0.10 [" in text
-    assert "shown to differ: 50 % free (better, +40.0 points" in text and "< 0.02 (worse, -40.0 points" in text
-    assert "95 % free" not in text.split("shown to differ")[1].split("usual one")[0].split("From")[0]
+    (differ,) = [sentence for sentence in sentences if "usual 80 % free" in sentence]
+    assert "50 % free (better, +40.0 points" in differ and "< 0.02 (worse, -40.0 points" in differ
+    assert "95 % free" not in differ
     assert "the running mean +10.0 points" in text and "past keys as a penalty in the solve +35.0 points" in text
     assert "10 times as much" in text and "leaves 78 directions free, and 20 %" in text
     assert "68 free directions against 78" in text and "langedit-released − alphaedit, n = 60: -5.0 points" in text
@@ -277,7 +278,7 @@ def test_sentences_say_what_the_numbers_say(variants, found):
 
 def test_what_leaks_through_full_keys_is_not_called_rounding_if_it_is_none(found):
     text = " ".join(ablation_reading.full_keys(found, leaks(langedit=(0.04, 0.25), langedit_full=(1e-3, 0.02))))
-    assert "under full keys by 2.0 % of it" in text and "rounding" not in text.split("evoedit")[0]
+    assert "under full keys by 2 % (leak 1.0e-03)" in text and "rounding" not in text.split("evoedit")[0]
 
 
 def test_what_was_not_run_is_passed_over():
@@ -285,7 +286,8 @@ def test_what_was_not_run_is_passed_over():
     assert ablation_reading.reading(alone, "atlas", ablation.comparisons(alone, "atlas"), leaks()) == []
     two = ablation.by_variant(Study([result(), result(threshold=fraction(0.5), rank=50)]))
     sentences = ablation_reading.reading(two, "atlas", ablation.comparisons(two, "atlas"), leaks())
-    assert len(sentences) == 2 and "None is shown to differ from 80 % free" in sentences[0]
+    assert len(sentences) == 3 and "With all 2 thresholds" in sentences[0]
+    assert sentences[1] == "From this model's usual 80 % free none is shown to differ."
 
 
 # --- figures ----------------------------------------------------------------------------------------------------------

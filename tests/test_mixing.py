@@ -70,4 +70,5 @@ def test_the_table_has_a_row_per_batch_and_both_formulas_in_a_cell():
     found = mixing.compare(covariance(), batches([3, 2]), Threshold(), COUNTS).assign(layer=4)
     table = mixing.readable(found)
     assert table["keys"].tolist() == [0, 3, 5] and table["C₀: paper, code"].tolist()[0] == "1.000, 1.000"
-    assert table["a key of batch 1: paper, code"].tolist()[1] == f"{1 / 43:.1e}, {10 / 1010:.1e}"
+    assert table["past keys' energy left: paper, code"].tolist()[0] == "n/a"
+    assert table["a key of batch 1: paper, code"].tolist()[:2] == ["n/a", f"{1 / 43:.1e}, {10 / 1010:.1e}"]
