@@ -231,7 +231,7 @@ def state(
     square, keys = 8.0 * d_in**2, float(d_in * edits)
     held = settings.remember or settings.space in ("running", "randomized", "released", "full_keys")
     grown = settings.space in ("incremental", "full_keys")
-    basis = 8.0 * d_in * min(protected, 1 - protected) * d_in if settings.space != "whole" else 0.0
+    basis = 8.0 * d_in * round(min(protected, 1 - protected) * d_in) if settings.space != "whole" else 0.0
     return {
         "edited": 3.0 * d_out * d_in * itemsize,
         "covariances": square,

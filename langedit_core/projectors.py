@@ -310,13 +310,15 @@ class Refresh:
     Attributes:
         rank: Directions left.
         leak: ‖ΔK̄‖ / (‖Δ‖ ‖K̄‖₂) of a random update inside the space, on the keys that shall be kept.
-        seconds: Of taking the keys and finding the space.
+        seconds: Of taking the keys and finding the space, on the clock.
+        processor: The same in seconds of this process on all its cores: what other programs take does not count.
         bytes: Held from then on.
     """
 
     rank: int
     leak: float
     seconds: float
+    processor: float
     bytes: int
 
 
@@ -334,15 +336,16 @@ def refresh(
         seed: Of the random update of eight rows.
     """
     _wait(keys)
-    start = time.perf_counter()
+    start, own = time.perf_counter(), time.process_time()
     after = projector.taking(keys)
     space = after.space
     _wait(keys)
-    seconds = time.perf_counter() - start
+    seconds, processor = time.perf_counter() - start, time.process_time() - own
     generator = torch.Generator().manual_seed(seed)
     delta = space.project(torch.randn(space.d, 8, dtype=torch.float64, generator=generator).to(keys.device, dtype)).T
     kept = torch.cat([*(k.double() for k in preserved), keys.double()], dim=1)
-    return after, Refresh(rank=space.rank, leak=leak(delta, kept), seconds=seconds, bytes=bytes_of(after))
+    numbers = dict(rank=space.rank, leak=leak(delta, kept), bytes=bytes_of(after))
+    return after, Refresh(seconds=seconds, processor=processor, **numbers)
 
 
 def _wait(tensor: Tensor) -> None:
