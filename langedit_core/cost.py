@@ -5,7 +5,10 @@ Seconds are medians over batches of finished cells, on the machines they were co
 
 from __future__ import annotations
 
+import json
+import math
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pandas as pd
@@ -205,14 +208,52 @@ def paper_reading(table: pd.DataFrame, tflops: float) -> list[str]:
         for end in ("low", "high")
     )
     inside = "lies within" if low <= extra <= high else "lies outside"
-    return [
+    out = [
         f"The paper's LangEdit takes {extra:.0f} s more per batch than its AlphaEdit "
         f"({of.loc['langedit', 'paper, s']:.0f} against {of.loc['alphaedit', 'paper, s']:.0f} s). Decomposing C̄ anew "
         f"in every edited layer would take {low:.0f} to {high:.0f} s on a device with {tflops:g} TFLOP/s in float32: "
         f"the difference {inside} this range.",
-        "No number of this section was measured here: the paper's are quoted, the others are estimates from shapes, "
-        "texts and an assumed throughput.",
     ]
+    return [*out, "The paper's numbers are quoted, the others are estimates from shapes, texts and that throughput."]
+
+
+def gpu_table(folder: str | Path) -> pd.DataFrame:
+    """What `benchmarks/gpu_block.py` left in `folder`: a row per shape and method, medians over the later batches.
+
+    Columns shape, device, method, those of PHASES, total, peak GB, n batches; empty where nothing was measured.
+    """
+    rows = []
+    for path in sorted(Path(folder).glob("gpu_*.json")):
+        found = json.loads(path.read_text("utf-8"))
+        runs = pd.DataFrame(found["rows"])
+        for (shape, method), part in runs.groupby(["shape", "method"], sort=False):
+            later = part[part["step"] > 0] if len(part) > 1 else part
+            phases = pd.DataFrame(later["seconds"].tolist()).reindex(columns=list(PHASES)).median()
+            peak = later["peak_bytes"].max()
+            rows.append(
+                dict(shape=shape, device=found["machine"]["device"], method=method) | phases.to_dict()
+                | {"total": later["total"].median(), "peak GB": peak / 1e9 if pd.notna(peak) else math.nan}
+                | {"n": len(later)}
+            )  # fmt: skip
+    return pd.DataFrame(rows, columns=["shape", "device", "method", *PHASES, "total", "peak GB", "n"])
+
+
+def gpu_reading(table: pd.DataFrame) -> list[str]:
+    """Sentences about what was measured on a GPU, or that nothing was."""
+    if table.empty:
+        return [
+            "Nothing was measured on a GPU: `benchmarks/gpu_block.py` runs LangEdit and AlphaEdit on randomly "
+            "initialised weights of Llama3-8B's shape, and one layer of a 70B model's, and its results appear here."
+        ]
+    out = []
+    for (shape, device), part in table.groupby(["shape", "device"], sort=False):
+        told = "; ".join(
+            f"{row['method']} {row['total']:.0f} s per batch ({row['projection']:.0f} s of it projection, peak "
+            f"{row['peak GB']:.0f} GB, n = {row['n']})"
+            for _, row in part.iterrows()
+        )
+        out.append(f"Measured on {device} with random weights of shape {shape}: {told}.")
+    return out
 
 
 def _plural(n: int, word: str) -> str:
