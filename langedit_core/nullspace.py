@@ -151,5 +151,7 @@ def cut_spectrum(eigenvalues: Float[Tensor, " d"], vectors: Float[Tensor, "d d"]
 def leak(delta: Float[Tensor, "o d"], keys: Float[Tensor, "d n"]) -> float:
     """‖ΔK̄‖ / (‖Δ‖ ‖K̄‖₂): what an update does to keys it should not move, relative to the worst it could do."""
     delta, keys = delta.double(), keys.double()
-    worst = delta.norm() * torch.linalg.matrix_norm(keys, 2)
+    # The largest singular value needs no decomposition of the keys themselves: squaring harms only small ones.
+    gram = keys.T @ keys if keys.shape[1] <= keys.shape[0] else keys @ keys.T
+    worst = delta.norm() * torch.linalg.eigvalsh(gram)[-1].clamp_min(0).sqrt()
     return float((delta @ keys).norm() / worst) if worst > 0 else 0.0

@@ -48,8 +48,10 @@ class Projector(Protocol):
 
 
 def bytes_of(projector: Projector) -> int:
-    """What the projector keeps between batches."""
-    return sum(t.numel() * t.element_size() for t in projector.held.values() if t is not None)
+    """What the projector keeps between batches; a tensor under two names counts once."""
+    return sum(
+        t.numel() * t.element_size() for t in {id(t): t for t in projector.held.values()}.values() if t is not None
+    )
 
 
 def _factors(space: NullSpace) -> dict[str, Tensor | None]:
@@ -100,7 +102,8 @@ class FullKeys:
 
     @property
     def held(self) -> dict[str, Tensor | None]:
-        return _factors(self.start) | {f"keys {i}": keys for i, keys in enumerate(self.keys)}
+        keys = {f"keys {i}": keys for i, keys in enumerate(self.keys)}
+        return _factors(self.start) | keys | {f"{name}, all": x for name, x in _factors(self.space).items()}
 
 
 @dataclass(frozen=True)
@@ -110,21 +113,23 @@ class Exact:
     Attributes:
         gram: Σ₀ = n₀C₀, shared with whoever gave it.
         cut: Where the sum is cut, n₀ x the cut of C₀. A sum never shrinks in any direction, so nothing gets free again.
-        start: null(C₀), the space before the first key.
+        start: null(C₀), until the first key.
+        protected: How many directions C₀ protects.
         keys: What was added, per batch.
     """
 
     gram: Float[Tensor, "d d"]
     cut: float
-    start: NullSpace
+    start: NullSpace | None
+    protected: int
     keys: tuple[Float[Tensor, "d _"], ...] = ()
 
     def taking(self, keys: Float[Tensor, "d n"]) -> Exact:
-        return replace(self, keys=(*self.keys, keys))
+        return replace(self, start=None, keys=(*self.keys, keys))
 
     @cached_property
     def space(self) -> NullSpace:
-        return self.decomposed(self.matrix) if self.keys else self.start
+        return self.start or self.decomposed(self.matrix)
 
     @property
     def matrix(self) -> Float[Tensor, "d d"]:
@@ -139,7 +144,7 @@ class Exact:
 
     @property
     def held(self) -> dict[str, Tensor | None]:
-        return {"gram": self.gram} | _factors(self.start) | {f"keys {i}": keys for i, keys in enumerate(self.keys)}
+        return {"gram": self.gram} | _factors(self.space) | {f"keys {i}": keys for i, keys in enumerate(self.keys)}
 
 
 @dataclass(frozen=True)
@@ -149,9 +154,8 @@ class Randomized(Exact):
     seed: int = 0
 
     def decomposed(self, matrix: Float[Tensor, "d d"]) -> NullSpace:
-        added = sum(keys.shape[1] for keys in self.keys)
-        protected = self.start.d - self.start.rank + added
-        return randomized_null_space(matrix, self.cut * BELOW, guess=protected, seed=self.seed)
+        guess = self.protected + sum(keys.shape[1] for keys in self.keys)
+        return randomized_null_space(matrix, self.cut * BELOW, guess, seed=self.seed)
 
 
 @dataclass(frozen=True)
@@ -160,9 +164,10 @@ class ReleasedMix(Exact):
 
         mix_t = (n̄₀ mix_{t−1} + n Σ_{s≤t} K_s K_sᵀ) / (n̄₀ + n t),   mix_0 = C₀
 
-    Unrolled, it is C₀ and every batch's K_s K_sᵀ, each with a weight. Here `gram` is C₀, and the cut is that of C₀.
+    Unrolled, it is C₀ and every batch's K_s K_sᵀ, each with a weight. The cut is that of C₀, whose count is `count`.
     """
 
+    count: int = 1
     counts: tuple[int, int] = (100_000, 100)
 
     @property
@@ -174,9 +179,9 @@ class ReleasedMix(Exact):
             whole *= documents / total
             weights = [(documents * w + batch) / total for w in (*weights, 0.0)]
         if not weights:
-            return self.gram
+            return self.gram / self.count
         keys = torch.cat([w**0.5 * k.to(self.gram) for w, k in zip(weights, self.keys, strict=True)], dim=1)
-        return torch.addmm(self.gram, keys, keys.T, beta=whole)
+        return torch.addmm(self.gram, keys, keys.T, beta=whole / self.count)
 
     def decomposed(self, matrix: Float[Tensor, "d d"]) -> NullSpace:
         return exact_null_space(matrix, Threshold(kind="absolute", value=self.cut))
@@ -206,11 +211,11 @@ def projector_of(kind: str, covariance: KeyCovariance, threshold: Threshold | No
             return Incremental(start)
         case "full_keys":
             return FullKeys(start)
-        case "exact" | "randomized":
-            chosen = Exact if kind == "exact" else Randomized
-            return chosen(gram=covariance.gram, cut=cut * covariance.count, start=start)
-        case "released":
-            return ReleasedMix(gram=mean, cut=cut, start=start)
+        case "exact" | "randomized" | "released":
+            of = dict(gram=covariance.gram, start=start, protected=start.d - start.rank)
+            if kind == "released":
+                return ReleasedMix(cut=cut, count=covariance.count, **of)
+            return (Exact if kind == "exact" else Randomized)(cut=cut * covariance.count, **of)
     raise unknown("projector", kind, (*KINDS, "fixed", "released"))
 
 
@@ -305,13 +310,15 @@ class Refresh:
     Attributes:
         rank: Directions left.
         leak: ‖ΔK̄‖ / (‖Δ‖ ‖K̄‖₂) of a random update inside the space, on the keys that shall be kept.
-        seconds: Of taking the keys and finding the space.
+        seconds: Of taking the keys and finding the space, on the clock.
+        processor: The same in seconds of this process on all its cores: what other programs take does not count.
         bytes: Held from then on.
     """
 
     rank: int
     leak: float
     seconds: float
+    processor: float
     bytes: int
 
 
@@ -325,20 +332,20 @@ def refresh(
         projector: The state before.
         keys: New keys.
         preserved: Further keys whose movement counts, such as those of earlier batches.
-        dtype: Precision of the update, of the weights' that is: in float32 nothing leaks less than rounding does.
+        dtype: In which the update is projected, that of the weights; in float32 nothing leaks less than rounding.
         seed: Of the random update of eight rows.
     """
     _wait(keys)
-    start = time.perf_counter()
+    start, own = time.perf_counter(), time.process_time()
     after = projector.taking(keys)
     space = after.space
     _wait(keys)
-    seconds = time.perf_counter() - start
+    seconds, processor = time.perf_counter() - start, time.process_time() - own
     generator = torch.Generator().manual_seed(seed)
-    rows = torch.randn(space.d, 8, dtype=torch.float64, generator=generator).to(keys.device)
-    delta = space.project(rows).T.to(dtype)
+    delta = space.project(torch.randn(space.d, 8, dtype=torch.float64, generator=generator).to(keys.device, dtype)).T
     kept = torch.cat([*(k.double() for k in preserved), keys.double()], dim=1)
-    return after, Refresh(rank=space.rank, leak=leak(delta, kept), seconds=seconds, bytes=bytes_of(after))
+    numbers = dict(rank=space.rank, leak=leak(delta, kept), bytes=bytes_of(after))
+    return after, Refresh(seconds=seconds, processor=processor, **numbers)
 
 
 def _wait(tensor: Tensor) -> None:

@@ -122,7 +122,14 @@ def test_unknown_kinds_are_answered_with_the_known_ones():
 def test_only_what_decomposes_a_covariance_holds_a_matrix_and_it_is_the_one_given():
     of, keys = covariance(), batches()[0]
     basis, thin = D * PROTECTED * 8, D * keys.shape[1] * 8
-    for kind, more in {"fixed": 0, "incremental": thin, "full_keys": thin, "exact": thin, "randomized": thin}.items():
+    more_of = {
+        "fixed": 0,
+        "incremental": thin,
+        "full_keys": basis + 2 * thin,
+        "exact": 2 * thin,
+        "randomized": 2 * thin,
+    }
+    for kind, more in more_of.items():
         projector = projector_of(kind, of, Threshold(kind="absolute", value=0.5)).taking(keys)
         square = 8 * D**2 if isinstance(projector, Exact) else 0
         assert bytes_of(projector) == basis + more + square
