@@ -11,7 +11,6 @@ import dataclasses
 import gc
 import json
 import os
-import platform
 import random
 import resource
 import subprocess
@@ -24,7 +23,7 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import torch
-import transformers
+from machine import machine
 from reference_engine import literal_value
 from sections import Bench, Figures, edit, floor, projection, say, values
 
@@ -37,24 +36,6 @@ from langedit_core.values import ValueRequest, optimise_values
 
 MODEL = "gemma-3-270m"
 HERE = Path(__file__).resolve().parent
-
-
-def machine() -> dict[str, str | int]:
-    """Processor, cores, memory, versions and threads."""
-    name = platform.processor() or platform.machine()
-    if (info := Path("/proc/cpuinfo")).is_file():
-        models = [line.split(":")[1].strip() for line in info.read_text().splitlines() if line.startswith("model name")]
-        name = models[0] if models else name
-    return dict(
-        processor=name,
-        cores=os.cpu_count() or 0,
-        threads=torch.get_num_threads(),
-        load_average_at_start=f"{os.getloadavg()[0]:.1f}",
-        system=f"{platform.system()} {platform.machine()}",
-        python=platform.python_version(),
-        torch=torch.__version__,
-        transformers=transformers.__version__,
-    )
 
 
 def peak_bytes(reset: bool = False) -> int:
@@ -144,7 +125,7 @@ def main() -> None:
 
     started, rng = time.time(), random.Random(0)
     about = machine()
-    say(f"{about['processor']}, {about['threads']} threads, load {about['load_average_at_start']}")
+    say(f"{about['processor']}, {about['threads']} threads, load {about['load_average']}")
     bench = Bench.prepare(MODEL, facts, langs)
     say(f"{len(bench.requests)} facts in {', '.join(langs)}; layers {list(bench.layers)}")
     figures = values(bench, rng, chunk=min(12, facts))

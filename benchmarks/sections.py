@@ -8,7 +8,7 @@ from __future__ import annotations
 import contextlib
 import random
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import mean, median
 
@@ -21,8 +21,9 @@ from langedit_core import load_model, prepare_editor
 from langedit_core.atlas import load_atlas
 from langedit_core.editors import Editor
 from langedit_core.models import EditableModel
-from langedit_core.nullspace import NullSpace, Threshold, exact_null_space, leak
+from langedit_core.nullspace import NullSpace
 from langedit_core.records import Fact
+from langedit_core.refresh import World, interleaved, measure, seconds_of
 from langedit_core.tokens import SubjectMerged
 from langedit_core.values import ValueRequest, Values, ValueSettings, optimise_values
 
@@ -33,18 +34,6 @@ ADAM_RATE = 0.1
 
 def say(text: str) -> None:
     print(f"[{time.strftime('%H:%M:%S')}] {text}", flush=True)
-
-
-def seconds_of(run: Callable[[], object]) -> tuple[float, object]:
-    start = time.perf_counter()
-    result = run()
-    return time.perf_counter() - start, result
-
-
-def interleaved(tasks: Mapping[str, Callable[[], object]], rng: random.Random) -> Iterator[tuple[str, float, object]]:
-    """One round: every task once, in random order."""
-    for name in rng.sample(sorted(tasks), len(tasks)):
-        yield name, *seconds_of(tasks[name])
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,11 +80,11 @@ class Bench:
     def unedited(self) -> Iterator[None]:
         """Model and editor come back to where they were."""
         states = self.editor.layers.values()
-        kept = [(state, state.weight, state.null) for state in states]
+        kept = [(state, state.weight, state.projector) for state in states]
         with self.model.restored(self.layers):
             yield
-        for state, weight, null in kept:
-            state.weight, state.null, state.past = weight, null, []
+        for state, weight, projector in kept:
+            state.weight, state.projector, state.past = weight, projector, ()
 
 
 # --- values -----------------------------------------------------------------------------------------------------------
@@ -248,39 +237,15 @@ def _second_moment(space: NullSpace) -> Float[Tensor, "d d"]:
 
 def projection(rng: random.Random, d: int, rounds: int, added: Sequence[int] = (10, 100)) -> Figures:
     """Taking new keys into a null space: full decomposition against the incremental form; a fifth is protected."""
-    generator = torch.Generator().manual_seed(d)
-    basis = torch.linalg.qr(torch.randn(d, d, generator=generator, dtype=torch.float64)).Q
-    protected = round(0.2 * d)
-    space = NullSpace(d=d, removed=basis[:, :protected].contiguous())
-    start = basis[:, :protected] @ basis[:, :protected].T + 1e-6 * torch.eye(d, dtype=torch.float64)
-    threshold = Threshold(kind="absolute", value=0.1)
     figures: Figures = {f"projection_{d}_rounds_n": rounds}
+    kinds = {"exact": "eigh", "svd": "svd", "incremental": "incremental"}
+    world = World.of(d, list(kinds), past=0)
     for n in added:
-        keys = torch.randn(d, n, generator=generator, dtype=torch.float64)
-        kept = torch.cat([basis[:, :protected], keys], dim=1)
-        after = start + keys @ keys.T
-        single = after.float()
-
-        def published(single=single) -> NullSpace:
-            left, values, _ = torch.linalg.svd(single)
-            return NullSpace(d=d, kept=left[:, values < threshold.value])
-
-        tasks = {
-            "eigh": lambda after=after: exact_null_space(after, threshold),
-            "svd": published,
-            "incremental": lambda keys=keys: space.without(keys),
-        }
-        taken: dict[str, list[float]] = {name: [] for name in tasks}
-        for number in range(rounds):
-            for name, seconds, found in interleaved(tasks, rng):
-                taken[name].append(seconds)
-                if name == "incremental":  # short beside the others: more of them, the first one does not count
-                    taken[name] = taken[name][:-1] + [seconds_of(tasks[name])[0] for _ in range(5)]
-                if number == 0:
-                    delta = found.project(torch.randn(d, 8, generator=generator, dtype=torch.float64)).T
-                    figures[f"projection_{d}_{n}_{name}_leak"] = leak(delta, kept)
-                    figures[f"projection_{d}_{n}_{name}_rank"] = found.rank
-        middle = {name: median(seconds) for name, seconds in taken.items()}
+        rows = measure(d, n, rounds, list(kinds), past=0, seed=rng.randrange(2**31), world=world)
+        middle = {kinds[row["kind"]]: median(row["seconds"]) for row in rows}
+        for row in rows:
+            name = f"projection_{d}_{n}_{kinds[row['kind']]}"
+            figures |= {f"{name}_leak": row["leak"], f"{name}_rank": row["rank"]}
         figures |= {f"projection_{d}_{n}_{name}_seconds_median": seconds for name, seconds in middle.items()}
         figures[f"projection_{d}_{n}_eigh_over_incremental"] = middle["eigh"] / middle["incremental"]
         figures[f"projection_{d}_{n}_svd_over_incremental"] = middle["svd"] / middle["incremental"]

@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 import torch
@@ -25,8 +25,9 @@ from langedit_core.finetune import FineTuneSettings, fine_tune
 from langedit_core.keys import KeyReader
 from langedit_core.languages import LANGUAGES
 from langedit_core.models import EditableModel
-from langedit_core.nullspace import NullSpace, Threshold, cut_spectrum, exact_null_space
+from langedit_core.nullspace import NullSpace, Threshold
 from langedit_core.postprocess import damp, keep_largest, spread_off
+from langedit_core.projectors import Fixed, Projector, ReleasedMix, projector_of
 from langedit_core.records import Fact
 from langedit_core.solve import CovarianceMetric, Metric, RidgeMetric, solve_update
 from langedit_core.tokens import Row, SubjectMerged, continuation, locate
@@ -38,9 +39,7 @@ class EditSettings(BaseModel):
 
     `space` says which directions an update may use:
     `whole` (MEMIT), `static` null(C₀) (AlphaEdit), `running` null(C̄_{t−1}) decomposed anew every batch (LangEdit as
-    written), `incremental` null(C₀) less the span of all past keys, without a decomposition per step (EvoEdit), or
-    `released`, LangEdit's published code: a mix of a mean with cumulative sums, at fixed sample counts.
-
+    XX
     A running mean shrinks as its count n̄ grows, by n₀/n̄ in every direction that gets no key: under a fixed cut,
     directions that C₀ protects would become free one after another. So `running` cuts C̄ at cut · n₀/n̄. That is the
     sum of kkᵀ cut at n₀ · cut; a sum never shrinks in any direction, so the number of free directions never grows, and
@@ -50,7 +49,7 @@ class EditSettings(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     layers: tuple[int, ...] = Field(min_length=1)
-    space: Literal["whole", "static", "running", "incremental", "released"]
+    space: Literal["whole", "static", "running", "incremental", "released", "full_keys", "randomized"]
     remember: bool = Field(False, description="past keys are columns with zero residual in the solve")
     covariance_weight: float = Field(0.0, ge=0, description="λ₀ of A = λ₀C₀; used with space='whole'")
     ridge: float = Field(1.0, gt=0, description="λ, relative to the mean energy of the projected keys or absolute")
@@ -107,6 +106,12 @@ _ALPHAEDIT = dict(space="static", remember=True)
 _LANGEDIT = dict(space="running")
 _SPHERE = dict(sphere=0.5, sphere_share=0.5)
 
+PROJECTORS = dict(
+    static="fixed", running="exact", incremental="incremental", full_keys="full_keys", randomized="randomized",
+    released="released",
+)  # fmt: skip
+"""`EditSettings.space` -> kind of `projectors.projector_of`."""
+
 METHODS: dict[str, dict] = {
     "memit": _MEMIT,
     "memit-seq": _MEMIT | dict(remember=True),
@@ -119,13 +124,17 @@ METHODS: dict[str, dict] = {
     "langedit": _LANGEDIT,
     "langedit-sphere": _LANGEDIT | _SPHERE,
     "langedit-released": dict(space="released", remember=True),
+    "langedit-full": dict(space="full_keys"),
+    "langedit-randomized": dict(space="randomized"),
     "evoedit": dict(space="incremental"),
     "ft": dict(space="whole", finetune=FineTuneSettings()),
     "ft-released": dict(space="whole", finetune=FineTuneSettings.published()),
 }
 """MEMIT arXiv 2210.07229, RECT 2401.04700, PRUNE 2405.16821, ROME 2202.05262, AlphaEdit 2410.02355, SPHERE 2510.01172,
 LangEdit 2506.10800, EvoEdit 2510.13851. `-released` names what published code does where it is not what its paper says:
-LangEdit's mix of means and sums, PRUNE's damped update on top of the undamped one, fine-tuning on one position."""
+LangEdit's mix of means and sums, PRUNE's damped update on top of the undamped one, fine-tuning on one position.
+`langedit-full` projects off the stored keys themselves instead of their covariance, as the paper's ablation does;
+`langedit-randomized` finds LangEdit's space by a randomised range finder."""
 
 
 def settings_for(method: str, **changes) -> EditSettings:
@@ -443,33 +452,21 @@ class LayerState:
         self.weight = model.weight(layer).clone()  # as of the last finished batch
         self.initial_norm = float(self.weight.norm())
         self.initial = self.weight
-        self.past: tuple[Float[Tensor, "d n"], ...] = ()
+        self.past: tuple[Float[Tensor, "d _"], ...] = ()
         d = model.d_ff
         self.metric: Metric | None = None
         if settings.space == "whole":
-            self.null = NullSpace(d=d)
+            self.projector: Projector = Fixed(NullSpace(d=d))
             if settings.covariance_weight > 0 and settings.finetune is None:
                 self.metric = CovarianceMetric(covariance.mean, settings.covariance_weight)
         else:
-            eigenvalues, vectors = torch.linalg.eigh(covariance.mean)
-            self.cut = settings.threshold.cut(eigenvalues)
-            self.null = cut_spectrum(eigenvalues, vectors, settings.threshold)
-        self.running = covariance.copy() if settings.space == "running" else None
-        self.count = covariance.count  # n₀
-        self.mix = covariance.mean.clone() if settings.space == "released" else None
-        self.stale = False
+            self.projector = projector_of(PROJECTORS[settings.space], covariance, settings.threshold)
+            if isinstance(self.projector, ReleasedMix):
+                self.projector = replace(self.projector, counts=settings.released_counts)
 
     def space(self) -> NullSpace:
         """The directions free for the next batch."""
-        if self.stale:
-            matrix, cut = self.mix, self.cut
-            if self.running is not None:  # the cut shrinks as directions without new keys do; see EditSettings
-                # It may be an eigenvalue of C₀ itself, which is protected: rounding shall not let go of that one.
-                cut *= (1 - 1e-7) * self.count / self.running.count
-                matrix = self.running.mean
-            self.null = exact_null_space(matrix, Threshold(kind="absolute", value=cut))
-            self.stale = False
-        return self.null
+        return self.projector.space
 
     def solve(
         self, space: NullSpace, keys: Tensor, residual: Tensor, at: Tensor | None, names: Sequence[str],
@@ -520,20 +517,9 @@ class LayerState:
 
     def remembered(self, update: Update) -> dict[str, object]:
         """What this state becomes with the batch taken in; nothing is changed yet. The weight is the model's."""
-        keys = update.keys.double()
-        new: dict[str, object] = dict(weight=self.model.weight(self.layer).clone(), past=(*self.past, update.keys))
-        if self.settings.space == "incremental":
-            new["null"] = self.null.without(keys)
-        elif self.running is not None:
-            running = self.running.copy()
-            running.update(keys)
-            new |= dict(running=running, stale=True)
-        elif self.mix is not None:
-            documents, batch = self.settings.released_counts
-            total = documents + batch * len(new["past"])
-            everything = torch.cat(new["past"], dim=1).double()
-            new |= dict(mix=(documents * self.mix + batch * (everything @ everything.T)) / total, stale=True)
-        return new
+        past = (*self.past, update.keys) if self.settings.remember else ()
+        projector = self.projector.taking(update.keys)
+        return dict(weight=self.model.weight(self.layer).clone(), past=past, projector=projector)
 
 
 @dataclass

@@ -192,21 +192,11 @@ def memory(
         batches: Its texts.
         dtype: Of weights and activations; statistics are float64.
     """
-    settings, size, n = cell.settings, dtype.itemsize, len(cell.settings.layers)
-    matrix, square = shapes.d_model * shapes.d_ff, 8.0 * shapes.d_ff**2
-    pays = settings.space == "whole" and settings.covariance_weight > 0 and settings.finetune is None
-    decomposed = settings.space != "whole"
-    # λ₀C₀ and its factor; or the running mean, and its next state while a batch is taken in.
-    own = 2 * n * square if pays or settings.space in ("running", "released") else 0.0
-    parts = {
-        "weights": float(shapes.parameters * size),
-        "edited": 3.0 * n * matrix * size,  # the matrices as they were at first and before the batch, and a copy
-        "covariances": n * square,
-        "eigenbases": n * square / 2 if decomposed else 0.0,  # the thinner side has at most half of the directions
-        "method": own + (n * shapes.d_ff * cell.edits * size if settings.remember else 0.0),
-    }
-    # The mean as a copy, eigenvectors, and twice a matrix for the solver, one layer at a time.
-    workspace = 4 * square if decomposed else square if pays else 0.0
+    settings, size, square = cell.settings, dtype.itemsize, 8.0 * shapes.d_ff**2
+    layer = state(settings, shapes.d_model, shapes.d_ff, cell.edits, itemsize=size)
+    parts = {"weights": float(shapes.parameters * size)} | {k: len(settings.layers) * v for k, v in layer.items()}
+    # The sum to decompose, eigenvectors, and twice a matrix for the solver, one layer at a time.
+    workspace = 4 * square if settings.space != "whole" else square if _pays(settings) else 0.0
     facts = 1 if settings.one_by_one else min(settings.microbatch or cell.batch, cell.batch)
     whole, single = (_activations(shapes, cell, batches, count, size) for count in (facts, 1))
     held = sum(parts.values())
@@ -214,6 +204,40 @@ def memory(
         "micro-batch": whole, "workspace": workspace, "peak": held + max(whole, workspace),
         "least": held + max(single, workspace),
     }  # fmt: skip
+
+
+def _pays(settings: EditSettings) -> bool:
+    """Whether the method pays for what it changes elsewhere, by λ₀C₀."""
+    return settings.space == "whole" and settings.covariance_weight > 0 and settings.finetune is None
+
+
+def state(
+    settings: EditSettings, d_out: int, d_in: int, edits: int, *, itemsize: int = 4, protected: float = 0.5
+) -> dict[str, float]:
+    """Bytes one edited layer holds from batch to batch.
+
+    Args:
+        settings: The method.
+        d_out, d_in: Shape of the edited matrix.
+        edits: Keys taken in so far.
+        itemsize: Bytes of a weight and of a stored key; statistics are float64.
+        protected: Share of directions C₀ protects; the thinner side is held, so at most half.
+
+    Returns:
+        `edited` the matrix as it was at first and before the batch, and the parameter's copy in an update;
+        `covariances` C₀; `eigenbases` the thinner side of its spectrum; `method` what comes on top: a Cholesky factor,
+        stored keys, or the directions they took. Of full keys both C₀'s side and the one extended by the keys.
+    """
+    square, keys = 8.0 * d_in**2, float(d_in * edits)
+    held = settings.remember or settings.space in ("running", "randomized", "released", "full_keys")
+    grown = settings.space in ("incremental", "full_keys")
+    basis = 8.0 * d_in * round(min(protected, 1 - protected) * d_in) if settings.space != "whole" else 0.0
+    return {
+        "edited": 3.0 * d_out * d_in * itemsize,
+        "covariances": square,
+        "eigenbases": basis * (2 if settings.space == "full_keys" else 1),
+        "method": square * _pays(settings) + keys * itemsize * held + 8.0 * keys * grown,
+    }
 
 
 def _activations(shapes: Shapes, cell: Cell, batches: Sequence[Texts], facts: int, size: int) -> float:

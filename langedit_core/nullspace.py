@@ -109,16 +109,16 @@ class NullSpace:
         """
         keys = keys.to(torch.float64)
         scale = keys.norm(dim=0).amax() if keys.numel() else keys.new_zeros(())
-        left = _orthonormal(self.project(keys), tolerance * scale)
+        left = orthonormal(self.project(keys), tolerance * scale)
         if left.shape[1] == 0:
             return self
         # Twice is enough (Parlett): small singular values magnified what rounding left of the old basis.
-        left = _orthonormal(self.project(left), 0.5)
+        left = orthonormal(self.project(left), 0.5)
         old = self.removed if self.removed is not None else left[:, :0]
         return replace(self, removed=torch.cat([old.to(left), left], dim=1))
 
 
-def _orthonormal(columns: Float[Tensor, "d n"], smallest: Tensor | float) -> Float[Tensor, "d r"]:
+def orthonormal(columns: Float[Tensor, "d n"], smallest: Tensor | float) -> Float[Tensor, "d r"]:
     """A basis of the directions in which `columns` have a singular value above `smallest`.
 
     Through the n x n Gram matrix, many times as fast as a QR of tall columns. Squaring costs half the digits: enough
@@ -151,5 +151,7 @@ def cut_spectrum(eigenvalues: Float[Tensor, " d"], vectors: Float[Tensor, "d d"]
 def leak(delta: Float[Tensor, "o d"], keys: Float[Tensor, "d n"]) -> float:
     """‖ΔK̄‖ / (‖Δ‖ ‖K̄‖₂): what an update does to keys it should not move, relative to the worst it could do."""
     delta, keys = delta.double(), keys.double()
-    worst = delta.norm() * torch.linalg.matrix_norm(keys, 2)
+    # The largest singular value needs no decomposition of the keys themselves: squaring harms only small ones.
+    gram = keys.T @ keys if keys.shape[1] <= keys.shape[0] else keys @ keys.T
+    worst = delta.norm() * torch.linalg.eigvalsh(gram)[-1].clamp_min(0).sqrt()
     return float((delta @ keys).norm() / worst) if worst > 0 else 0.0

@@ -57,28 +57,27 @@ class RidgeMetric:
 
 
 class CovarianceMetric:
-    """A = λ₀C₀ on the whole space (MEMIT, arXiv 2210.07229); C₀ is factored once per layer."""
+    """A = λ₀C₀ on the whole space (MEMIT, arXiv 2210.07229); C₀ is factored once, and only its factor kept."""
 
     def __init__(self, covariance: Float[Tensor, "d d"], weight: float) -> None:
         if not weight > 0:
             raise ValueError(f"covariance weight is {weight}; expected a positive number")
         if not torch.isfinite(covariance).all():
             raise FloatingPointError("the covariance holds NaN or infinity; no update is computed with it")
-        self.matrix = weight * covariance.double()
-        self.factor, info = torch.linalg.cholesky_ex(self.matrix)
+        matrix = weight * covariance.double()
+        self.factor, info = torch.linalg.cholesky_ex(matrix)
         if info > 0:
             # Fewer tokens than dimensions: unseen directions would cost nothing, so they get a small cost. The Gram
             # matrix is summed in float32, so what counts as zero is relative to its largest eigenvalue.
-            floor = 1e-5 * torch.linalg.eigvalsh(self.matrix)[-1]
+            floor = 1e-5 * torch.linalg.eigvalsh(matrix)[-1]
             log.warning("the covariance is singular; %.1e is added to its diagonal (give it more tokens)", floor)
-            self.matrix = self.matrix + floor * torch.eye(len(self.matrix), dtype=torch.float64, device=floor.device)
-            self.factor = _cholesky(self.matrix)
+            self.factor = _cholesky(matrix + floor * torch.eye(len(matrix), dtype=torch.float64, device=floor.device))
 
     def inverse(self, keys: Float[Tensor, "d n"]) -> Float[Tensor, "d n"]:
         return torch.cholesky_solve(keys, self.factor)
 
     def solve_dense(self, gram: Float[Tensor, "d d"], keys: Float[Tensor, "d n"]) -> Float[Tensor, "d n"]:
-        return cholesky_solve(self.matrix + gram, keys)
+        return cholesky_solve(torch.addmm(gram, self.factor, self.factor.T), keys)
 
 
 def solve_update(

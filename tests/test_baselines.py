@@ -50,7 +50,7 @@ def test_no_direction_that_the_covariance_protects_becomes_free_by_counting(tiny
     remembered(editor, many)
     after = editor.layers[1].space()
     mean, _ = reference.running_mean(covariance.mean, covariance.count, many.double())
-    freed = reference.null_projection(mean, editor.layers[1].cut)
+    freed = reference.null_projection(mean, Threshold(kind=kind, value=value).cut(values))
     assert torch.trace(freed) > before.rank + 5
     assert after.rank == before.rank
     torch.testing.assert_close(after.projection, before.projection, rtol=0, atol=1e-6)
@@ -70,7 +70,7 @@ def test_the_number_of_free_directions_never_grows_whatever_is_remembered(tiny):
 def test_a_key_takes_its_direction_once_its_energy_reaches_the_cut_of_the_sum(tiny):
     editor = simple_editor(tiny, "langedit", layers=(1,), threshold=Threshold(kind="fraction", value=0.6))
     state = editor.layers[1]
-    rank, wanted = state.space().rank, state.cut * state.count
+    rank, wanted = state.space().rank, state.projector.cut
     direction = torch.linalg.eigh(toy.covariances(tiny, (1,))[1].mean).eigenvectors[:, :1]
     remembered(editor, (0.5 * wanted**0.5 * direction).float())
     assert state.space().rank == rank

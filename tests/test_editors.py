@@ -187,9 +187,9 @@ def expected_updates(method: str, weight, covariance: KeyCovariance, updates, se
             out[-1] = reference.sphere(out[-1], weight, settings.sphere, settings.sphere_share)
         weight = weight + update.delta.double()
         past, everything = past + keys @ keys.T, torch.cat([everything, keys], dim=1)
-        if method == "evoedit":  # what is left of null(C0) off the span of all projected keys
+        if method in ("evoedit", "langedit-full"):  # what is left of null(C0) off the span of all projected keys
             projection = fixed @ reference.complement_of(fixed @ everything, everything.shape[1])
-        elif method in ("langedit", "langedit-sphere"):
+        elif method in ("langedit", "langedit-sphere", "langedit-randomized"):
             mean, count = reference.running_mean(mean, count, keys)
             projection = reference.null_projection(mean, cut * covariance.count / count)
         elif method == "langedit-released":

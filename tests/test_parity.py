@@ -205,7 +205,7 @@ def replay(recorded, method, file, prefix, floor, monkeypatch, requests_of=None,
     for t, batch in enumerate(recorded.batches()):
         requests = (requests_of or (lambda t, b: [recorded.value_request(r) for r in b]))(t, batch)
         spaces = {layer: editor.layers[layer].space() for layer in recorded.layers}
-        mixes = {layer: editor.layers[layer].mix for layer in recorded.layers}
+        mixes = {layer: getattr(editor.layers[layer].projector, "matrix", None) for layer in recorded.layers}
         updates = editor.write(requests, BatchReport(step=t, facts=[str(i) for i in range(len(batch))]))
         values = watched.values
         compare(f"b{t}/z", values.start + values.delta[recorded.layers[-1]])

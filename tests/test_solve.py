@@ -285,7 +285,8 @@ def test_a_singular_covariance_still_gives_a_finite_update_that_spares_what_was_
     # The directions no token has are cheap, so nearly nothing is written where tokens were seen.
     assert (delta @ corpus).norm() < 2e-2 * delta.norm() * torch.linalg.matrix_norm(corpus, 2)
     # And the floor that makes the system solvable is small beside what was seen.
-    floored = CovarianceMetric(covariance, 1e4).matrix
+    factor = CovarianceMetric(covariance, 1e4).factor
+    floored = factor @ factor.T
     torch.testing.assert_close(floored, 1e4 * covariance, rtol=0, atol=1e-4 * float(1e4 * covariance.norm()))
 
 

@@ -1,0 +1,263 @@
+"""Null spaces compared: covariance or full keys, where the spectrum is cut, static or dynamic, paper or released code.
+
+All cells edit the same facts in the same order and differ in one thing each; differences are paired over facts, and
+p-values are corrected over everything that is compared (Holm).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import math
+from collections.abc import Iterator
+from pathlib import Path
+
+import pandas as pd
+
+from langedit_core import factors, mixing
+from langedit_core.analysis import Study
+from langedit_core.nullspace import Threshold
+from langedit_core.profiles import hyperparameters
+from langedit_core.results import Cell
+from langedit_core.stats import ALPHA, LOWER_IS_BETTER, TEST_RESAMPLES, VERDICTS, holm, paired, per_fact, summarise
+from langedit_core.tables import format_ci
+
+BASE = "langedit"
+FULL_KEYS = "langedit-full"
+STATIC = "alphaedit, no past keys"
+RELEASED = "langedit-released"
+MEASURES = {
+    ("efficacy_tf", "immediate"): "efficacy, right after",
+    ("efficacy_tf", "final"): "efficacy, at the end",
+    ("specificity_same", "final"): "specificity",
+    ("drift_kl", "final"): "drift KL",
+}
+PAIRS = {  # question -> a, b of each difference a − b; thresholds are found in the study
+    "covariance or full keys": ((FULL_KEYS, BASE), ("evoedit", FULL_KEYS)),
+    "static or dynamic": ((BASE, STATIC), (FULL_KEYS, STATIC), ("alphaedit", STATIC), (BASE, "alphaedit")),
+    "formula or released code": ((RELEASED, BASE), (RELEASED, "alphaedit")),
+}
+THRESHOLDS = "threshold"
+WIDTHS = {"Gemma 3 270M": 2048, "Llama 3 8B": 14_336, "Llama 3 70B": 28_672}  # d_ff
+FLOAT64, FLOAT32 = 8, 4  # bytes: a Gram matrix is summed in one, keys are kept in the other
+
+
+def told(threshold: Threshold) -> str:
+    """A threshold as people write it: "50 % free", "< 0.02"."""
+    if threshold.kind == "fraction":
+        return f"{100 * threshold.value:g} % free"
+    if threshold.kind == "energy":
+        return f"{100 * threshold.value:g} % of the energy"
+    return f"< {threshold.value:g}" + (" × mean" if threshold.kind == "relative" else "")
+
+
+def variant(cell: Cell) -> str:
+    """The method, and what the cell has otherwise than that method usually has on its model."""
+    settings = cell.settings
+    usual, name = hyperparameters(cell.model, cell.method, layers=settings.layers), cell.method
+    if usual.remember and not settings.remember:
+        name += ", no past keys"
+    if settings.threshold != usual.threshold:
+        name += f", {told(settings.threshold)}"
+    return name
+
+
+def by_variant(study: Study) -> Study:
+    """The same study with every cell under its variant's name, so that all of `Study` works variant by variant.
+
+    Raises:
+        ValueError: Two cells have one name and would be taken for one.
+    """
+    renamed, seen = [], set()
+    for result in study.results:
+        cell = result.cell.model_copy(update=dict(method=variant(result.cell)))
+        if (key := (cell.data, cell.method, cell.seed)) in seen:
+            raise ValueError(
+                f"two cells are {cell.method!r} on {cell.data}, seed {cell.seed}; compare cells of one design"
+            )
+        seen.add(key)
+        result = copy.copy(result)
+        result.cell = cell
+        renamed.append(result)
+    return Study(renamed, study.missing)
+
+
+def rows_of(variants: Study, data: str) -> pd.DataFrame:
+    """Everything measured on one data set, a row per probe, with the variant as `method`."""
+    parts = [r.rows.assign(method=r.cell.method, seed=r.cell.seed) for r in variants.results if r.cell.data == data]
+    return pd.concat(parts, ignore_index=True)
+
+
+def thresholds(variants: Study, data: str) -> dict[str, str]:
+    """`langedit` and its variants that differ in the threshold alone -> that threshold; from few free directions up."""
+    free, cut = {}, {}
+    for r in variants.results:
+        if r.cell.data == data and (r.cell.method == BASE or r.cell.method.startswith(f"{BASE}, ")):
+            free[r.cell.method] = r.batches.loc[r.batches["step"] == 0, "rank"].mean()
+            cut[r.cell.method] = told(r.cell.settings.threshold)
+    return {name: cut[name] for name in sorted(free, key=free.get)}
+
+
+def others(variants: Study, data: str) -> list[str]:
+    """Variants at the usual threshold: what differs is the space and what is remembered."""
+    return [name for name in variants.methods_of(data) if name == BASE or not name.startswith(f"{BASE}, ")]
+
+
+def pairs(variants: Study, data: str) -> Iterator[tuple[str, str, str]]:
+    """What is compared: question, a, b, of the variants that are there."""
+    there = set(variants.methods_of(data))
+    wanted = {q: list(of) for q, of in PAIRS.items()}
+    wanted[THRESHOLDS] = [(name, BASE) for name in thresholds(variants, data) if name != BASE]
+    for question, of in wanted.items():
+        yield from ((question, a, b) for a, b in of if {a, b} <= there)
+
+
+def comparisons(variants: Study, data: str, seed: int = 0) -> pd.DataFrame:
+    """Paired differences a − b over facts (and seeds) of everything compared: one family for Holm's correction.
+
+    Returns:
+        Columns question, a, b, metric, when, difference, low, high, n, p, p_holm, verdict (one of `VERDICTS`, about a;
+        of drift, less is better). Intervals are those of one comparison alone.
+    """
+    rows = rows_of(variants, data)
+    keys = ["method", "metric", "when"]
+    values = per_fact(rows[rows["metric"].isin({m for m, _ in MEASURES})], [*keys, "seed", "fact"])
+    values = {key: part.droplevel(keys) for key, part in values.groupby(level=keys)}
+    wanted, out = list(pairs(variants, data)), []
+    # So many that the smallest possible p-value, times the family, is a quarter of α.
+    resamples = max(TEST_RESAMPLES, math.ceil(8 * len(wanted) * len(MEASURES) / ALPHA) - 1)
+    for question, a, b in wanted:
+        for metric, when in MEASURES:
+            found = paired(*(values[name, metric, when] for name in (a, b)), seed, resamples)
+            d = found.difference
+            out.append(
+                dict(question=question, a=a, b=b, metric=metric, when=when, difference=d.value, low=d.low, high=d.high)
+                | dict(n=d.n, p=found.p)
+            )
+    table = pd.DataFrame(out, columns=["question", "a", "b", "metric", "when", "difference", "low", "high", "n", "p"])
+    table["p_holm"] = holm(table["p"]) if len(table) else []
+    better, worse, nothing = VERDICTS
+    gain = table["difference"] * [-1 if metric in LOWER_IS_BETTER else 1 for metric in table["metric"]]
+    table["verdict"] = [
+        nothing if p >= ALPHA or g == 0 else better if g > 0 else worse
+        for g, p in zip(gain, table["p_holm"], strict=True)
+    ]
+    return table
+
+
+def readable(found: pd.DataFrame, question: str) -> pd.DataFrame:
+    """`comparisons` of one question as they are read: a row per pair, a column per measure, verdicts where shown."""
+    part = found[found["question"] == question]
+    cells = [
+        "+" * (r.difference > 0) + format_ci(r.difference, r.low, r.high) + f" {r.verdict}" * (r.verdict != VERDICTS[2])
+        for r in part.itertuples()
+    ]
+    measure = [MEASURES[key] for key in zip(part["metric"], part["when"], strict=True)]
+    part = part.assign(pair=part["a"] + " − " + part["b"], cell=cells, measure=measure)
+    table = part.pivot(index="pair", columns="measure", values="cell")
+    table = table.reindex(index=part["pair"].unique(), columns=[m for m in MEASURES.values() if m in set(measure)])
+    facts = part[part["metric"] == "efficacy_tf"].groupby("pair")["n"].max()
+    return table.join(facts).rename_axis("difference").rename_axis(None, axis=1).reset_index()
+
+
+def leaks(study: Study, results: str | Path, kept: str | Path) -> pd.DataFrame:
+    """`factors.leaks` of every cell that has its factors here, or a kept table: columns data, method (the variant),
+    seed and those of a leak."""
+    parts = [pd.DataFrame(columns=["data", "method", "seed", *factors.LEAKS])]
+    for result in study.results:
+        cell = result.cell
+        try:
+            found = factors.leaks(result, Path(results), Path(kept))
+        except FileNotFoundError:
+            continue
+        parts.append(found.assign(data=cell.data, method=variant(cell), seed=cell.seed))
+    found = [part for part in parts if len(part)] or parts[:1]
+    return pd.concat(found, ignore_index=True)[["data", "method", "seed", *factors.LEAKS]]
+
+
+def mixes(study: Study, results: str | Path, kept: str | Path) -> dict[str, pd.DataFrame]:
+    """Per data set `mixing.mixes` on the keys of its first `langedit` cell; only those whose keys are at hand."""
+    found = {}
+    for result in study.results:
+        if variant(result.cell) == BASE and result.cell.data not in found:
+            with contextlib.suppress(FileNotFoundError):
+                found[result.cell.data] = mixing.mixes(result, Path(results), Path(kept))
+    return found
+
+
+def by_batch(variants: Study, data: str, leaked: pd.DataFrame) -> pd.DataFrame:
+    """Per variant and batch, means over layers and seeds: method, step, edits, rank, capacity, written, earliest, all,
+    and leak and moved where they are known."""
+    of = leaked[leaked["data"] == data].groupby(["method", "step"])[["leak", "moved"]].mean().reset_index()
+    table = variants.growth(data)[["method", "step", "rank", "capacity", "written"]]
+    return table.merge(variants.kept(data), on=["method", "step"]).merge(of, on=["method", "step"], how="left")
+
+
+def sweep(variants: Study, data: str) -> pd.DataFrame:
+    """One row per threshold of `langedit`, from few free directions to many.
+
+    Returns:
+        Columns method, threshold, free (directions before the first batch, mean over layers), free_end, capacity and
+        written (mean over batches and layers), and per measure of `MEASURES` its `metric when`, `… low`, `… high`, n.
+    """
+    rows, names = rows_of(variants, data), thresholds(variants, data)
+    estimates = summarise(rows[rows["method"].isin(names)], by=["method"]).query("lang == 'all'")
+    estimates = estimates.set_index(["method", "metric", "when"])
+    out = []
+    for name, cut in names.items():
+        of = [r for r in variants.results if (r.cell.data, r.cell.method) == (data, name)]
+        batches = pd.concat([r.batches for r in of])
+        ends = [batches.loc[batches["step"] == step, "rank"].mean() for step in (0, batches["step"].max())]
+        row = dict(method=name, threshold=cut, free=ends[0], free_end=ends[1])
+        row |= dict(capacity=batches["capacity"].mean(), written=batches["written"].mean())
+        for metric, when in MEASURES:
+            e = estimates.loc[(name, metric, when)]
+            row |= {
+                f"{metric} {when}": e["value"],
+                f"{metric} {when} low": e["low"],
+                f"{metric} {when} high": e["high"],
+            }
+        out.append(row | dict(n=int(estimates.loc[(name, "efficacy_tf", "final"), "n"])))
+    return pd.DataFrame(out)
+
+
+def sweep_table(found: pd.DataFrame) -> pd.DataFrame:
+    """`sweep` as it is read."""
+    table = found[["threshold"]].assign(
+        **{"free directions": [f"{r.free:.0f} → {r.free_end:.0f}" for r in found.itertuples()]},
+        capacity=found["capacity"],
+        written=found["written"],
+    )
+    for (metric, when), label in MEASURES.items():
+        columns = [f"{metric} {when}", f"{metric} {when} low", f"{metric} {when} high"]
+        table[label] = [format_ci(*row) for row in found[columns].itertuples(index=False)]
+    return table.assign(n=found["n"])
+
+
+def spaces_table(variants: Study, data: str, leaked: pd.DataFrame) -> pd.DataFrame:
+    """One row per variant at the usual threshold: directions, what is left of keys, what is written, what leaks."""
+    rows = []
+    for name in others(variants, data):
+        batches = pd.concat([r.batches for r in variants.results if (r.cell.data, r.cell.method) == (data, name)])
+        ends = [batches[batches["step"] == step] for step in (0, batches["step"].max())]
+        rank, capacity = ([end[column].mean() for end in ends] for column in ("rank", "capacity"))
+        row = {"method": name, "free directions": "{:.0f} → {:.0f}".format(*rank)}
+        row |= {"capacity": "{:.2f} → {:.2f}".format(*capacity), "written": batches["written"].mean()}
+        part = leaked[(leaked["data"] == data) & (leaked["method"] == name)]
+        row |= {
+            "leak, median": part["leak"].median(),
+            "leak, largest": part["leak"].max(),
+            "moved": part["moved"].median(),
+        }
+        rows.append(row)
+    return pd.DataFrame(rows)
+
+
+def memory(counts: tuple[int, ...] = (200, 10_000, 100_000)) -> pd.DataFrame:
+    """Bytes one layer keeps: a covariance, 8 d², beside n full keys, 4 n d; in megabytes, and where they are equal."""
+    rows = []
+    for name, d in WIDTHS.items():
+        row = {"model": name, "d_ff": d, "covariance, MB": FLOAT64 * d**2 / 1e6}
+        row |= {f"{n:,} keys, MB": FLOAT32 * n * d / 1e6 for n in counts}
+        rows.append(row | {"equal at, keys": FLOAT64 * d // FLOAT32})
+    return pd.DataFrame(rows)

@@ -1,0 +1,137 @@
+"""Figures of the null-space notebook: variants over the sequence, and what the threshold does.
+
+Colours are those of `plots` where a variant is a method; variants of one method share its colour and differ in dashes,
+thresholds go from dark (few free directions) to light.
+"""
+
+from collections.abc import Collection, Mapping, Sequence
+
+import matplotlib
+import numpy as np
+import pandas as pd
+from matplotlib.colors import to_hex
+from matplotlib.figure import Figure
+
+from langedit_core.plots import BLACK, BLUE, GREEN, GREY, METHODS, ORANGE, PURPLE, VERMILION, WIDTH, style
+
+LOOKS: dict[str, tuple[str, str, str]] = {  # colour, marker, dashes
+    "langedit": (GREEN, "D", "-"),
+    "langedit-full": (BLACK, "X", "-"),
+    "langedit-released": (GREEN, "^", "--"),
+    "evoedit": (PURPLE, "v", ":"),
+    "alphaedit": (ORANGE, "s", "-"),
+    "alphaedit, no past keys": (ORANGE, "h", "--"),
+}
+
+
+def looks_of(names: Sequence[str], ordered: bool = False) -> dict[str, tuple[str, str, str]]:
+    """Colour, marker and dashes per variant; `ordered` names get shades instead, dark to light."""
+    if ordered:
+        shades = matplotlib.colormaps["viridis"](np.linspace(0, 0.88, len(names)))
+        return {name: (to_hex(shade), "o", "-") for name, shade in zip(names, shades, strict=True)}
+    return {name: LOOKS.get(name) or (*METHODS.get(name, (GREY, "h")), "-") for name in names}
+
+
+def variant_lines(
+    frame: pd.DataFrame,
+    panels: Mapping[str, str],
+    *,
+    x: str = "edits",
+    names: Sequence[str] | Mapping[str, str] | None = None,
+    ordered: bool = False,
+    shares: Collection[str] = (),
+    log: Collection[str] = (),
+    title: str = "",
+    xlabel: str = "edits made",
+) -> Figure:
+    """A line per variant, a panel per quantity.
+
+    Args:
+        frame: Columns method, `x` and those in `panels`; one row per variant and x.
+        panels: Column to label.
+        x: Column along the axis.
+        names: Variants shown, in this order, or what each is called; all otherwise.
+        ordered: The variants are steps of one scale and are drawn as shades.
+        shares: Panels from 0 to 1; others begin where the data do.
+        log: Panels with a logarithmic axis; zeros are left out of them.
+        title: Above everything.
+        xlabel: What `x` is.
+
+    Raises:
+        ValueError: A column is missing, or a variant has several rows for one x.
+    """
+    if missing := [c for c in ("method", x, *panels) if c not in frame]:
+        raise ValueError(f"the frame lacks the columns {missing}; it has {list(frame)}")
+    names = list(frame["method"]) if names is None else names
+    names = dict(names) if isinstance(names, Mapping) else {name: name for name in names}
+    looks = looks_of(list(names), ordered)
+    with style():
+        fig = Figure(figsize=(WIDTH, 3.7), layout="constrained")
+        for axes, (column, label) in zip(fig.subplots(1, len(panels), squeeze=False)[0], panels.items(), strict=True):
+            for name, shown in names.items():
+                part = frame[frame["method"] == name]
+                if part[x].duplicated().any():
+                    raise ValueError(f"{name!r} has several rows for one {x}; filter or average the frame first")
+                found = part.set_index(x)[column].dropna()
+                found = found[found > 0] if column in log else found
+                colour, marker, dashes = looks[name]
+                axes.plot(found.index, found, dashes, color=colour, marker=marker, ms=5, lw=1.5, label=shown)
+            axes.set(title=label, xlabel=xlabel)
+            axes.set_xticks(sorted(frame[x].unique())[:: max(1, frame[x].nunique() // 6)])
+            if column in shares:
+                axes.set(ylim=(0, 1.03), yticks=np.linspace(0, 1, 6))
+            elif column in log:
+                axes.set_yscale("log")
+        handles, labels = fig.axes[0].get_legend_handles_labels()
+        fig.legend(handles, labels, loc="outside lower center", ncols=min(4, len(names)))
+        if title:
+            fig.suptitle(title, x=0.01, ha="left", fontsize=12)
+    return fig
+
+
+def threshold_sweep(swept: pd.DataFrame, *, usual: str | None = None, title: str = "") -> Figure:
+    """Efficacy, specificity, written share and drift against the free directions, with 95 % intervals where there are.
+
+    Args:
+        swept: `ablation.sweep`.
+        usual: Variant whose place is marked.
+        title: Above everything.
+    """
+    panels = {
+        "efficacy (tf)": {
+            "efficacy_tf immediate": ("right after the batch", BLUE, "o", "--"),
+            "efficacy_tf final": ("at the end", GREEN, "D", "-"),
+        },
+        "specificity, at the end": {"specificity_same final": ("", VERMILION, "s", "-")},
+        "written, and capacity left": {
+            "written": ("share of a value written", BLACK, "o", "-"),
+            "capacity": ("share of a key's energy left", PURPLE, "v", "--"),
+        },
+        "drift, KL (nats per token)": {"drift_kl final": ("", ORANGE, "^", "-")},
+    }
+    with style():
+        fig = Figure(figsize=(WIDTH, 6.4), layout="constrained")
+        free = swept["free"].to_numpy()
+        for axes, (label, lines) in zip(fig.subplots(2, 2, sharex=True).flat, panels.items(), strict=True):
+            for column, (name, colour, marker, dashes) in lines.items():
+                value = swept[column].to_numpy(float)
+                if f"{column} low" in swept:
+                    low, high = (swept[f"{column} {end}"].to_numpy(float) for end in ("low", "high"))
+                    axes.vlines(free, low, high, color=colour, lw=2.5, alpha=0.35)
+                axes.plot(free, value, dashes, color=colour, marker=marker, ms=5, lw=1.5, label=name or None)
+            if usual in set(swept["method"]):
+                axes.axvline(float(swept.set_index("method").at[usual, "free"]), color=GREY, lw=1.4, ls=":", zorder=1)
+            axes.set_title(label)
+            if "drift" not in label:
+                axes.set(ylim=(0, 1.03), yticks=np.linspace(0, 1, 6))
+            else:
+                axes.set_ylim(bottom=0)
+            if any(name for name, *_ in lines.values()):
+                axes.legend(fontsize=8, loc="best")
+        for axes in fig.axes[2:]:
+            labels = [f"{t}: {f:.0f}" for f, t in zip(free, swept["threshold"], strict=True)]
+            axes.set_xticks(free, labels, fontsize=8, rotation=90)
+            axes.set_xlabel("threshold: free directions before the first batch")
+        if title:
+            fig.suptitle(title, x=0.01, ha="left", fontsize=12)
+    return fig

@@ -1,0 +1,353 @@
+"""Ways to know which directions are free as keys arrive, behind one interface: take keys, tell the space left.
+
+    exact        eigenvectors of Σ₀ + ΣKKᵀ below a cut, decomposed anew: O(d³) time
+    full_keys    null(C₀) less the span of all keys stored so far, by an SVD of them: O(dn²) time, O(dn) memory
+    incremental  the same space, one thin orthogonalisation per batch (EvoEdit, arXiv 2510.13851)
+    randomized   as exact, its protected side found by a randomised range finder (Halko et al., arXiv 0909.4061)
+
+A projector is a value: `taking` gives a new one and leaves the old as it was. Σ₀ is shared by all of them and never
+copied; what a batch adds is kept as thin keys.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Protocol, runtime_checkable
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from langedit_core.covariance import KeyCovariance
+from langedit_core.errors import unknown
+from langedit_core.nullspace import NullSpace, Threshold, cut_spectrum, exact_null_space, leak, orthonormal
+
+# A cut may be an eigenvalue of C₀ itself, which is protected: rounding shall not let go of that one.
+BELOW = 1 - 1e-7
+TOLERANCE = 1e-6  # of the longest key; see NullSpace.without
+
+
+@runtime_checkable
+class Projector(Protocol):
+    """What is protected so far."""
+
+    space: NullSpace
+    """The directions left; found at most once per projector."""
+
+    def taking(self, keys: Float[Tensor, "d n"]) -> Projector:
+        """The same with `keys` protected too."""
+        ...
+
+    @property
+    def held(self) -> Mapping[str, Tensor | None]:
+        """Tensors that have to be kept from one batch to the next, by name."""
+        ...
+
+
+def bytes_of(projector: Projector) -> int:
+    """What the projector keeps between batches; a tensor under two names counts once."""
+    return sum(
+        t.numel() * t.element_size() for t in {id(t): t for t in projector.held.values()}.values() if t is not None
+    )
+
+
+def _factors(space: NullSpace) -> dict[str, Tensor | None]:
+    return dict(kept=space.kept, removed=space.removed)
+
+
+@dataclass(frozen=True)
+class Fixed:
+    """A space that no key changes (AlphaEdit; the whole space: MEMIT)."""
+
+    space: NullSpace
+
+    def taking(self, keys: Float[Tensor, "d n"]) -> Fixed:
+        return self
+
+    @property
+    def held(self) -> dict[str, Tensor | None]:
+        return _factors(self.space)
+
+
+@dataclass(frozen=True)
+class Incremental:
+    """The start less the span of all keys, batch by batch."""
+
+    space: NullSpace
+
+    def taking(self, keys: Float[Tensor, "d n"]) -> Incremental:
+        return replace(self, space=self.space.without(keys))
+
+    @property
+    def held(self) -> dict[str, Tensor | None]:
+        return _factors(self.space)
+
+
+@dataclass(frozen=True)
+class FullKeys:
+    """The start less the span of all keys, from the keys themselves: they are all stored, and decomposed every time."""
+
+    start: NullSpace
+    keys: tuple[Float[Tensor, "d _"], ...] = ()
+
+    def taking(self, keys: Float[Tensor, "d n"]) -> FullKeys:
+        return replace(self, keys=(*self.keys, keys))
+
+    @cached_property
+    def space(self) -> NullSpace:
+        return full_keys_null_space(torch.cat(self.keys, dim=1), self.start) if self.keys else self.start
+
+    @property
+    def held(self) -> dict[str, Tensor | None]:
+        keys = {f"keys {i}": keys for i, keys in enumerate(self.keys)}
+        return _factors(self.start) | keys | {f"{name}, all": x for name, x in _factors(self.space).items()}
+
+
+@dataclass(frozen=True)
+class Exact:
+    """Eigenvectors of gram + Σ KKᵀ below `cut`, by a full decomposition per batch (LangEdit, arXiv 2506.10800).
+
+    Attributes:
+        gram: Σ₀ = n₀C₀, shared with whoever gave it.
+        cut: Where the sum is cut, n₀ x the cut of C₀. A sum never shrinks in any direction, so nothing gets free again.
+        start: null(C₀), until the first key.
+        protected: How many directions C₀ protects.
+        keys: What was added, per batch.
+    """
+
+    gram: Float[Tensor, "d d"]
+    cut: float
+    start: NullSpace | None
+    protected: int
+    keys: tuple[Float[Tensor, "d _"], ...] = ()
+
+    def taking(self, keys: Float[Tensor, "d n"]) -> Exact:
+        return replace(self, start=None, keys=(*self.keys, keys))
+
+    @cached_property
+    def space(self) -> NullSpace:
+        return self.start or self.decomposed(self.matrix)
+
+    @property
+    def matrix(self) -> Float[Tensor, "d d"]:
+        """What is decomposed; made when needed, and not kept."""
+        if not self.keys:
+            return self.gram
+        keys = torch.cat(self.keys, dim=1).to(self.gram)
+        return torch.addmm(self.gram, keys, keys.T)
+
+    def decomposed(self, matrix: Float[Tensor, "d d"]) -> NullSpace:
+        return exact_null_space(matrix, Threshold(kind="absolute", value=self.cut * BELOW))
+
+    @property
+    def held(self) -> dict[str, Tensor | None]:
+        return {"gram": self.gram} | _factors(self.space) | {f"keys {i}": keys for i, keys in enumerate(self.keys)}
+
+
+@dataclass(frozen=True)
+class Randomized(Exact):
+    """As `Exact`, its protected side found by a randomised range finder instead of a decomposition."""
+
+    seed: int = 0
+
+    def decomposed(self, matrix: Float[Tensor, "d d"]) -> NullSpace:
+        guess = self.protected + sum(keys.shape[1] for keys in self.keys)
+        return randomized_null_space(matrix, self.cut * BELOW, guess, seed=self.seed)
+
+
+@dataclass(frozen=True)
+class ReleasedMix(Exact):
+    """LangEdit's published code: a mix of the mean C₀ with cumulative sums, at fixed sample counts.
+
+        mix_t = (n̄₀ mix_{t−1} + n Σ_{s≤t} K_s K_sᵀ) / (n̄₀ + n t),   mix_0 = C₀
+
+    Unrolled, it is C₀ and every batch's K_s K_sᵀ, each with a weight. The cut is that of C₀, whose count is `count`.
+    """
+
+    count: int = 1
+    counts: tuple[int, int] = (100_000, 100)
+
+    @property
+    def matrix(self) -> Float[Tensor, "d d"]:
+        documents, batch = self.counts
+        whole, weights = 1.0, []
+        for t in range(1, len(self.keys) + 1):
+            total = documents + batch * t
+            whole *= documents / total
+            weights = [(documents * w + batch) / total for w in (*weights, 0.0)]
+        if not weights:
+            return self.gram / self.count
+        keys = torch.cat([w**0.5 * k.to(self.gram) for w, k in zip(weights, self.keys, strict=True)], dim=1)
+        return torch.addmm(self.gram, keys, keys.T, beta=whole / self.count)
+
+    def decomposed(self, matrix: Float[Tensor, "d d"]) -> NullSpace:
+        return exact_null_space(matrix, Threshold(kind="absolute", value=self.cut))
+
+
+KINDS = ("exact", "full_keys", "incremental", "randomized")
+
+
+def projector_of(kind: str, covariance: KeyCovariance, threshold: Threshold | None = None) -> Projector:
+    """A projector that starts from null(C₀), cut at `threshold`.
+
+    Args:
+        kind: One of `KINDS`; further "fixed" (no key changes it) and "released" (`ReleasedMix`, standard counts).
+        covariance: C₀ with its count; not copied, and not to be updated afterwards.
+        threshold: Where C₀'s spectrum is cut; None: as `Threshold()` does.
+
+    Raises:
+        ValueError: Unknown kind; lists the known ones.
+    """
+    mean, threshold = covariance.mean, threshold or Threshold()
+    eigenvalues, vectors = torch.linalg.eigh(mean)
+    start, cut = cut_spectrum(eigenvalues, vectors, threshold), threshold.cut(eigenvalues)
+    match kind:
+        case "fixed":
+            return Fixed(start)
+        case "incremental":
+            return Incremental(start)
+        case "full_keys":
+            return FullKeys(start)
+        case "exact" | "randomized" | "released":
+            of = dict(gram=covariance.gram, start=start, protected=start.d - start.rank)
+            if kind == "released":
+                return ReleasedMix(cut=cut, count=covariance.count, **of)
+            return (Exact if kind == "exact" else Randomized)(cut=cut * covariance.count, **of)
+    raise unknown("projector", kind, (*KINDS, "fixed", "released"))
+
+
+# --- null spaces without a decomposition of d x d ---------------------------------------------------------------------
+
+
+def full_keys_null_space(
+    keys: Float[Tensor, "d n"],
+    within: NullSpace | None = None,
+    threshold: Threshold | None = None,
+    tolerance: float = TOLERANCE,
+) -> NullSpace:
+    """What of `within` is orthogonal to `keys`, by a singular value decomposition of the keys themselves.
+
+    Without a threshold the whole span is protected. With one, `keys` are a sample as C₀ is: σ²/n are its eigenvalues,
+    cut as `exact_null_space` cuts them, but from n columns of which none was squared.
+
+    Args:
+        keys: Directions to protect, one per column.
+        within: Where the space begins; None: everything. With a threshold, nothing else.
+        threshold: Where the spectrum of E[kkᵀ] is cut.
+        tolerance: Singular values below `tolerance` x the longest key are nothing new; not used with a threshold.
+
+    Raises:
+        ValueError: Both `within` and `threshold` are given.
+        FloatingPointError: NaN or infinity among the keys.
+    """
+    if not torch.isfinite(keys).all():
+        raise FloatingPointError("keys hold NaN or infinity; no null space is taken from them")
+    keys, d = keys.double(), keys.shape[0]
+    if threshold is not None:
+        if within is not None:
+            raise ValueError("a threshold cuts the spectrum of the keys alone; leave `within` out, or the threshold")
+        left, values, _ = torch.linalg.svd(keys, full_matrices=True)
+        eigenvalues = values.new_zeros(d)
+        eigenvalues[: len(values)] = values.square() / keys.shape[1]
+        return cut_spectrum(eigenvalues.flip(0), left.flip(1), threshold)
+    within = within or NullSpace(d=d)
+    if not keys.shape[1]:
+        return within
+    scale = keys.norm(dim=0).amax()
+    left, values, _ = torch.linalg.svd(within.project(keys), full_matrices=False)
+    left = left[:, values > tolerance * scale]
+    if left.shape[1] == 0:
+        return within
+    left = orthonormal(within.project(left), 0.5)  # small singular values magnified what rounding left of the basis
+    old = within.removed if within.removed is not None else left[:, :0]
+    return replace(within, removed=torch.cat([old.to(left), left], dim=1))
+
+
+def randomized_null_space(
+    matrix: Float[Tensor, "d d"], cut: float, guess: int, *, powers: int = 4, oversampling: int = 32, seed: int = 0
+) -> NullSpace:
+    """The complement of the directions in which `matrix` has `cut` or more, found in a random sample of its range.
+
+    Halko, Martinsson and Tropp (arXiv 0909.4061), algorithms 4.4 and 5.3: orthonormalised power iterations on a
+    Gaussian sample, then the eigenvectors within it. The sample is doubled until it reaches below the cut. Directions
+    whose eigenvalues are close to the cut come out turned; that is what leaks.
+
+    Args:
+        matrix: Symmetric, positive semidefinite.
+        cut: Eigenvalues from here on are protected.
+        guess: About how many they are.
+        powers: Products with `matrix` beyond the first one.
+        oversampling: Columns of the sample beyond `guess`.
+        seed: Of the sample.
+    """
+    if not torch.isfinite(matrix).all():
+        raise FloatingPointError("the covariance holds NaN or infinity; no null space is taken from it")
+    matrix, d, size = matrix.double(), len(matrix), guess + oversampling
+    generator = torch.Generator().manual_seed(seed)
+    while True:
+        size = min(size, d)
+        basis = torch.randn(d, size, dtype=torch.float64, generator=generator).to(matrix)
+        for _ in range(powers + 1):
+            basis = torch.linalg.qr(matrix @ basis).Q
+        small = basis.T @ (matrix @ basis)
+        values, mix = torch.linalg.eigh((small + small.T) / 2)
+        above = values >= cut
+        if size == d or not above.all():
+            return NullSpace(d=d, removed=basis @ mix[:, above])
+        size *= 2
+
+
+# --- what a projector costs and lets through --------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, kw_only=True)
+class Refresh:
+    """One refresh of a projector.
+
+    Attributes:
+        rank: Directions left.
+        leak: ‖ΔK̄‖ / (‖Δ‖ ‖K̄‖₂) of a random update inside the space, on the keys that shall be kept.
+        seconds: Of taking the keys and finding the space, on the clock.
+        processor: The same in seconds of this process on all its cores: what other programs take does not count.
+        bytes: Held from then on.
+    """
+
+    rank: int
+    leak: float
+    seconds: float
+    processor: float
+    bytes: int
+
+
+def refresh(
+    projector: Projector, keys: Float[Tensor, "d n"], preserved: Sequence[Float[Tensor, "d _"]] = (), *,
+    dtype: torch.dtype = torch.float32, seed: int = 0,
+) -> tuple[Projector, Refresh]:  # fmt: skip
+    """Take `keys` into `projector`, and measure what that costs and what an update inside the space does to them.
+
+    Args:
+        projector: The state before.
+        keys: New keys.
+        preserved: Further keys whose movement counts, such as those of earlier batches.
+        dtype: In which the update is projected, that of the weights; in float32 nothing leaks less than rounding.
+        seed: Of the random update of eight rows.
+    """
+    _wait(keys)
+    start, own = time.perf_counter(), time.process_time()
+    after = projector.taking(keys)
+    space = after.space
+    _wait(keys)
+    seconds, processor = time.perf_counter() - start, time.process_time() - own
+    generator = torch.Generator().manual_seed(seed)
+    delta = space.project(torch.randn(space.d, 8, dtype=torch.float64, generator=generator).to(keys.device, dtype)).T
+    kept = torch.cat([*(k.double() for k in preserved), keys.double()], dim=1)
+    numbers = dict(rank=space.rank, leak=leak(delta, kept), bytes=bytes_of(after))
+    return after, Refresh(seconds=seconds, processor=processor, **numbers)
+
+
+def _wait(tensor: Tensor) -> None:
+    if tensor.is_cuda:
+        torch.cuda.synchronize(tensor.device)

@@ -1,0 +1,228 @@
+"""Where time and memory go: tables add up, sentences follow the numbers, formulas are those of real tensors."""
+
+from __future__ import annotations
+
+import json
+import math
+import random
+from pathlib import Path
+
+import pandas as pd
+import pytest
+import torch
+import toy_study
+
+from langedit_core import cost, refresh
+from langedit_core.analysis import Study
+from langedit_core.editors import METHODS
+from langedit_core.nullspace import NullSpace
+from langedit_core.refresh import PowerLaw, World, frame, interleaved, measure, ratios
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def timed(method: str, projection: float, solve: float = 0.1, values: float = 9.0, seed: int = 0):
+    """A finished cell whose batches all take the same, but for a slow first one."""
+    result = toy_study.fabricate(method, seed=seed, xtreme=False)
+    phases = dict(values=values, keys=0.7, projection=projection, solve=solve, write=0.2, measuring=50.0)
+    result.seconds = pd.DataFrame(
+        dict(step=t, phase=phase, seconds=100.0 if t == 0 else value)
+        for t in range(result.cell.batches)
+        for phase, value in phases.items()
+    )
+    return result
+
+
+# --- seconds ----------------------------------------------------------------------------------------------------------
+
+
+def test_phases_are_medians_of_later_batches_without_measuring():
+    study = Study([timed("alphaedit", 0.0), timed("langedit", 0.4), timed("langedit", 0.6, seed=1)])
+    table = cost.phases(study, "atlas").set_index("method")
+    assert table.loc["alphaedit", "total"] == pytest.approx(10.0)
+    assert table.loc["langedit", "projection"] == pytest.approx(0.5)
+    assert table.loc["langedit", "projection, %"] == pytest.approx(100 * 0.5 / 10.5)
+    assert table["n"].to_dict() == {"alphaedit": 5, "langedit": 10}
+    assert "measuring" not in table
+
+
+def test_overhead_is_what_projection_and_solve_add_whatever_the_values_took():
+    study = Study([timed("alphaedit", 0.0, solve=0.2, values=9.0), timed("langedit", 0.5, solve=0.1, values=3.0)])
+    found = cost.overhead(study, "atlas")
+    assert found.value == pytest.approx((0.6 - 0.2) / 10.1)
+    assert found.n == 5
+
+
+@pytest.mark.parametrize(("projection", "verdict"), [(0.3, "met"), (3.0, "missed")])
+def test_the_reading_says_whether_the_aim_is_met(projection, verdict):
+    text = " ".join(cost.reading(Study([timed("alphaedit", 0.0), timed("langedit", projection)]), "atlas"))
+    assert f"The aim of 5 % is {verdict}" in text and "the paper has +21 %" in text
+    assert "n = 5 batches, too few to say more" in text
+
+
+def test_the_reading_is_silent_about_a_comparison_that_was_not_run():
+    text = " ".join(cost.reading(Study([timed("memit", 0.0)]), "atlas"))
+    assert "AlphaEdit" not in text and "1 method," in text
+
+
+# --- memory -----------------------------------------------------------------------------------------------------------
+
+
+def test_state_of_a_block_is_its_formula():
+    """That the formula is what an editor holds, tensor by tensor, is tested in test_estimate.py."""
+    table = cost.memory_table(edits=50, protected=0.25, blocks={"b": (10, 40, 2)}).set_index("method")
+    square, basis = 2 * 8 * 40**2 / 1e9, 2 * 8 * 40 * 10 / 1e9
+    assert set(table.index) == set(METHODS)
+    assert table.loc["alphaedit", "statistics"] == pytest.approx(basis + 2 * 4 * 40 * 50 / 1e9)
+    assert table.loc["evoedit", "statistics"] == pytest.approx(basis + 2 * 8 * 40 * 50 / 1e9)
+    assert table.loc["langedit", "statistics"] == pytest.approx(square + basis + 2 * 4 * 40 * 50 / 1e9)
+    assert table.loc["memit", "statistics"] == pytest.approx(square)
+    assert table.loc["ft", "statistics"] == 0 and table.loc["rome", "layers"] == 1
+
+
+def test_every_space_says_which_matrix_it_needs():
+    table = cost.memory_table(blocks={"b": (10, 40, 1)}).set_index("method")["d × d after the start"]
+    assert (table.loc[["alphaedit", "evoedit", "langedit-full", "ft"]] == "none").all()
+    assert table.loc["langedit"].startswith("C₀") and table.loc["memit"].startswith("Cholesky factor")
+
+
+def test_the_peak_adds_up():
+    table = cost.peak_table(("memit", "langedit")).set_index("method")
+    held = table[["weights", "edited", "covariances", "eigenbases", "keys, factor"]].sum(axis=1)
+    assert table["peak"].tolist() == pytest.approx((held + table[["micro-batch", "workspace"]].max(axis=1)).tolist())
+    assert table.loc["memit", "eigenbases"] == 0 < table.loc["langedit", "eigenbases"]
+
+
+# --- the paper's seconds ----------------------------------------------------------------------------------------------
+
+
+def test_only_langedit_decomposes_anew_in_every_batch():
+    shapes = cost.shapes_of(cost.PAPER_MODEL)
+    langedit, alphaedit = (cost.per_batch(shapes, method, 0.5) for method in ("langedit", "alphaedit"))
+    assert langedit["decompositions"] == pytest.approx(5 * 9 * 14336.0**3) and alphaedit["decompositions"] == 0
+    assert langedit["values"] == alphaedit["values"] > 0
+
+
+@pytest.mark.parametrize(("tflops", "verdict"), [(60.0, "outside"), (12.0, "within")])
+def test_the_papers_difference_stands_beside_the_estimate(tflops, verdict):
+    table = cost.paper_seconds(tflops)
+    assert table.set_index("method")["paper, s"].to_dict() == {"langedit": 1549, "alphaedit": 1277}
+    assert (table["all, low"] < table["all, high"]).all()
+    text = " ".join(cost.paper_reading(table, tflops))
+    assert "272 s more per batch" in text and f"lies {verdict} this range" in text and "estimates" in text
+
+
+@pytest.fixture
+def gpu_block(monkeypatch):
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    import gpu_block
+
+    return gpu_block
+
+
+def test_the_script_for_a_gpu_runs_at_a_tiny_size(gpu_block, tmp_path):
+    found = gpu_block.run("tiny", ["alphaedit", "langedit"], facts=2, batches=2, device="cpu", steps=2)
+    assert [(r["method"], r["step"]) for r in found["rows"]] == [
+        ("alphaedit", 0), ("alphaedit", 1), ("langedit", 0), ("langedit", 1),
+    ]  # fmt: skip
+    for row in found["rows"]:
+        assert set(row["seconds"]) == set(cost.PHASES) and row["peak_bytes"] is None
+    (tmp_path / "gpu_tiny.json").write_text(json.dumps(found))
+    table = cost.gpu_table(tmp_path)
+    assert table["method"].tolist() == ["alphaedit", "langedit"] and table["n"].tolist() == [1, 1]
+    assert "Measured on cpu" in cost.gpu_reading(table)[0]
+
+
+def test_shapes_of_the_script_are_the_published_ones(gpu_block):
+    shapes = gpu_block.SHAPES
+    assert shapes["llama3-8b"][0]["intermediate_size"] == 14336 and len(shapes["llama3-8b"][1]) == 5
+    assert shapes["llama3-70b-block"][0]["intermediate_size"] == 28672 and len(shapes["llama3-70b-block"][1]) == 1
+
+
+def test_without_a_gpu_nothing_is_claimed(tmp_path):
+    table = cost.gpu_table(tmp_path)
+    assert table.empty and cost.gpu_reading(table)[0].startswith("Nothing was measured on a GPU")
+
+
+# --- refreshes --------------------------------------------------------------------------------------------------------
+
+
+def test_every_kind_leaves_the_same_directions_and_none_leaks():
+    rows = measure(60, 4, rounds=2, past=10)
+    assert [row["kind"] for row in rows] == list(refresh.KINDS)
+    for row in rows:
+        assert row["rank"] == 60 - 12 - 10 - 4
+        assert row["leak"] < 1e-5
+        n = 2 if row["kind"] in refresh.OF_A_MATRIX else 2 * refresh.REPEATS
+        assert len(row["seconds"]) == len(row["processor"]) == n
+
+
+def test_a_world_without_decompositions_makes_no_square_matrix():
+    world = World.of(60, ["full_keys", "incremental"], past=10)
+    assert all(60 * 60 not in (t.numel() for t in p.held.values() if t is not None) for p in world.start.values())
+    assert world.kept.shape == (60, 12 + 10)
+    norms = (world.start["incremental"].space.project(world.kept)).norm()
+    assert norms < 1e-10 * world.kept.norm()
+
+
+def test_a_round_runs_every_task_once_in_an_order_that_chance_decides():
+    tasks = {name: (lambda name=name: name) for name in "abcdef"}
+    orders = [[name for name, *_ in interleaved(tasks, rng)] for rng in [random.Random(0)] for _ in range(3)]
+    assert all(sorted(order) == list("abcdef") for order in orders) and orders[0] != orders[1]
+    assert all(name == result for name, _, result in interleaved(tasks, random.Random(1)))
+
+
+def row(d: int, kind: str, seconds: float, added: int = 10, processor: float | None = None, leak: float = 1e-7) -> dict:
+    same = dict(past=500, device="cpu", rank=d // 2, bytes=8 * d, threads=1)
+    times = dict(seconds=[seconds / 2, seconds, 9 * seconds], processor=[processor or seconds])
+    return dict(d=d, added=added, kind=kind, leak=leak) | same | times
+
+
+def cubic(widths=(100, 200, 400), wide=800) -> pd.DataFrame:
+    rows = [row(d, "exact", 2e-6 * d**3) for d in widths] + [row(d, "incremental", 1e-3 * d) for d in (*widths, wide)]
+    return frame(rows)
+
+
+def test_a_power_law_is_found_and_needs_two_widths():
+    law = PowerLaw.fit([10, 20, 40], [5 * d**2.5 for d in (10, 20, 40)])
+    assert law.exponent == pytest.approx(2.5) and law(80) == pytest.approx(5 * 80**2.5)
+    assert PowerLaw.fit([10, 10], [1.0, 2.0]) is None
+
+
+def test_ratios_are_of_medians_and_estimates_are_named():
+    table = ratios(cubic(), estimate_at=(800,)).set_index(["kind", "d"])
+    assert table.loc[("exact", 400), "times incremental"] == pytest.approx(2e-6 * 400**3 / 0.4)
+    assert table.loc[("exact", 400), "n"] == 3 and table.loc[("exact", 400), "source"] == "measured"
+    guess = table.loc[("exact", 800)]
+    assert guess["seconds"] == pytest.approx(2e-6 * 800**3) and guess["n"] == 0 and math.isnan(guess["leak"])
+    assert guess["source"] == "estimate: exponent 3.00 from d = 100, 200, 400"
+    assert ("incremental", 800) in table.index and len(table) == 8
+
+
+def test_the_reading_of_refreshes_says_what_was_met_and_where():
+    assert "aim of 100 times at most 1e-05 is met" in refresh.reading(cubic((100, 200, 400)))[0]
+    assert "is missed" in refresh.reading(cubic((50, 100)))[0]
+    busy = frame([row(400, "exact", 1.0, processor=0.1), row(400, "incremental", 1e-3, processor=5e-3)])
+    assert "1000 times on the clock and 20 in processor seconds" in refresh.reading(busy)[0]
+    assert "is missed" in refresh.reading(busy)[0]
+    leaky = frame([row(400, "exact", 1.0), row(400, "incremental", 1e-3, leak=1e-3)])
+    assert "is missed" in refresh.reading(leaky)[0]
+
+
+def test_what_the_bench_left_is_read(tmp_path):
+    path = tmp_path / "cost.json"
+    path.write_text(json.dumps(dict(machine={}, rows=[row(100, "incremental", 0.2)])))
+    assert refresh.load(path)["median"].tolist() == [0.2]
+
+
+def test_the_committed_measurements_leak_nothing():
+    rows = refresh.load(ROOT / "benchmarks" / "cost.json")
+    assert (rows["leak"] <= 1e-5).all()
+    assert rows.groupby(["d", "added", "device"])["rank"].nunique().max() == 1
+
+
+def test_the_published_svd_finds_the_same_space():
+    world = World.of(60, past=10)
+    one, other = (world.start[kind].space for kind in ("svd", "exact"))
+    assert isinstance(one, NullSpace) and one.rank == other.rank
+    torch.testing.assert_close(one.projection.double(), other.projection, rtol=0, atol=1e-4)
