@@ -2,8 +2,9 @@
 
     {"lang": "en", "subject": "France", "prompt": "The capital of {} is", "target": "Lyon"}
 
-These four are needed. `id`, `relation`, `truth` and the questions that test the edit may follow: `paraphrases` (complete
-questions; as plain texts they are answered by the target), `neighbours` and `portability` ({"prompt", "answer"}).
+These four are needed. `id`, `relation`, `truth` and the questions that test the edit may follow: `paraphrases`
+(complete questions; as plain texts they are answered by the target), `neighbours` and `portability` ({"prompt",
+"answer"}).
 """
 
 from __future__ import annotations
@@ -142,7 +143,7 @@ def _object(line: bytes) -> dict:
     except RecursionError as error:
         raise RefusedInput("is nested too deeply for a fact") from error
     if not isinstance(found, dict):
-        raise RefusedInput(f"holds {_kind(found)}, expected an object like {{\"lang\": \"en\", ...}}")
+        raise RefusedInput(f'holds {_kind(found)}, expected an object like {{"lang": "en", ...}}')
     return found
 
 

@@ -61,7 +61,7 @@ class Patch:
             ValueError: The editor has edited already, or ends its sequence with something that is no sum of updates.
         """
         model, settings = editor.model, editor.settings
-        check_recordable(method, settings)
+        check_recordable(method, settings.damping)
         if editor.step:
             raise ValueError(f"the editor has done {editor.step} batches; a patch begins before the first one")
         weights = _weights(model, settings.layers)
@@ -86,24 +86,22 @@ class Patch:
         """All facts, in the order in which they were edited."""
         return [fact for batch in self.header.batches for fact in batch.facts]
 
-    def edit(
-        self, editor: Editor, facts: Sequence[Fact], progress: Callable[[int], None] | None = None
-    ) -> BatchReport:
+    def edit(self, editor: Editor, facts: Sequence[Fact], progress: Callable[[int], None] | None = None) -> BatchReport:
         """`editor.edit`, with the batch appended."""
         report, updates = editor.edit(facts, progress)
         self.append(editor, facts, report, updates)
         return report
 
-    def append(
-        self, editor: Editor, facts: Sequence[Fact], report: BatchReport, updates: Mapping[int, Update]
-    ) -> None:
+    def append(self, editor: Editor, facts: Sequence[Fact], report: BatchReport, updates: Mapping[int, Update]) -> None:
         """Note down a batch right after it was edited.
 
         Raises:
             ValueError: The editor is not as many batches further than the patch.
         """
         if editor.step != len(self) + 1:
-            raise ValueError(f"the editor has done {editor.step} batches, the patch holds {len(self)}; append each once")
+            raise ValueError(
+                f"the editor has done {editor.step} batches, the patch holds {len(self)}; append each once"
+            )
         kept, _, _ = editor.requests(facts)
         told = {name: x for name, x in asdict(report).items() if name != "seconds"}  # they differ from run to run
         record = BatchRecord(facts=tuple(kept), report=told, after=_hashes(_weights(editor.model, self.layers)))
@@ -321,21 +319,24 @@ class Patch:
         if found == self.header.fingerprint:
             return
         if held := self.position(model):
-            raise RefusedInput(f"{model.name} holds {held} of the patch's {len(self)} batches already; remove them first")
+            raise RefusedInput(
+                f"{model.name} holds {held} of the patch's {len(self)} batches already; remove them first"
+            )
+        dtype = str(model.weight(0).dtype).removeprefix("torch.")
         raise RefusedInput(
             f"the patch belongs to {self.header.model} ({self.header.model_type}, {self.header.dtype}, fingerprint "
-            f"{self.header.fingerprint[:12]}), the model given is {model.name} ({model.hf.config.model_type}, "
-            f"{str(model.weight(0).dtype).removeprefix('torch.')}, {found[:12]}); load the unedited model it was made from"
+            f"{self.header.fingerprint[:12]}), the model given is {model.name} ({model.hf.config.model_type}, {dtype}, "
+            f"{found[:12]}); load the unedited model it was made from"
         )
 
 
-def check_recordable(method: str, settings) -> None:
+def check_recordable(method: str, damping: str | None) -> None:
     """Refuse methods whose result is no sum of stored updates.
 
     Raises:
         ValueError: PRUNE: says why, and what to do instead.
     """
-    if settings.damping is not None:
+    if damping is not None:
         raise ValueError(
             f"{method} cannot be stored as a patch: at its end the singular values of the whole change are damped, "
             "which belongs to no batch and could not be removed with one; save the edited model instead (--save-model)"
