@@ -88,17 +88,17 @@ def edit_facts(
     patch = None if path is None else Patch.record(editor, method)
     if resume:
         patch = _resumed(path, patch, editor, facts)
-    done, rows = len(patch.facts) if patch else 0, []
+    done, rows = 0 if patch is None else len(patch.facts), []
     with tqdm(total=len(facts), initial=done, unit="fact", disable=quiet, mininterval=1.0, dynamic_ncols=True) as bar:
         while done < len(facts):
             chunk = facts[done : done + batch]
             bar.set_description(f"batch {editor.step + 1}, {method}")
             progress = lambda n, done=done: bar.update(done + n - bar.n)  # noqa: E731
-            report = patch.edit(editor, chunk, progress) if patch else editor.edit(chunk, progress)[0]
+            report = editor.edit(chunk, progress)[0] if patch is None else patch.edit(editor, chunk, progress)
             rows += _layer_rows(report)
             done += len(chunk)
             bar.update(done - bar.n)
-            if patch:
+            if patch is not None:
                 patch.save(path, with_base=keep_base)
     editor.finish()
     after = ask(model, asked)

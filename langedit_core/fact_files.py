@@ -113,7 +113,11 @@ def _probes(name: str, found: object, kind: str, target: str) -> Iterator[Probe]
             raise RefusedInput(f"{name} holds {ascii(one)[:60]}, expected objects with {needs}")
         if "answer" not in one and name != "paraphrases":
             raise RefusedInput(f"{name}: {ascii(one['prompt'])[:60]} has no answer")
-        yield Probe(prompt=one["prompt"], answer=one.get("answer", target), kind=str(one.get("kind", kind)))
+        one = dict(answer=target, kind=kind) | one
+        for part, text in one.items():
+            if not isinstance(text, str):
+                raise RefusedInput(f"{name}: a question's {part} is {_kind(text)}, expected text")
+        yield Probe(**one)
 
 
 def _lines(path: Path) -> Iterator[tuple[int, bytes]]:

@@ -146,7 +146,7 @@ class Factors:
     def tensors(self) -> dict[str, Tensor]:
         return {name: tensor for name, tensor in vars(self).items() if tensor is not None}
 
-    def to(self, device: torch.device) -> Factors:
+    def to(self, device: torch.device | str) -> Factors:
         return Factors(**{name: tensor.to(device) for name, tensor in self.tensors().items()})
 
 
@@ -222,7 +222,7 @@ def _sorted_out(header: PatchHeader, tensors: dict[str, Tensor]) -> tuple[list[d
             parts = {p: tensors.pop(stem + p) for p in ("left", "right", "keys", "dense") if stem + p in tensors}
             if parts.keys() not in ({"dense"}, {"left", "right"} if record.merged else {"left", "right", "keys"}):
                 raise ValueError(f"batch {t}, layer {layer} has the tensors {sorted(parts)}; some are missing")
-            rank = parts["left"].shape[-1] if "left" in parts else 0
+            rank = parts["left"].shape[-1] if "left" in parts and parts["left"].ndim else 0
             rows = dict(left=(header.d_out, rank), right=(header.d_in, rank), keys=(header.d_in, rank))
             for part, tensor in parts.items():
                 _check(stem + part, tensor, rows.get(part, (header.d_out, header.d_in)), dtype)

@@ -8,6 +8,7 @@ the bits are those of the day they were made.
 from __future__ import annotations
 
 import dataclasses
+import json
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -104,6 +105,7 @@ class Patch:
             )
         kept, _, _ = editor.requests(facts)
         told = {name: x for name, x in asdict(report).items() if name != "seconds"}  # they differ from run to run
+        told = json.loads(json.dumps(told))  # as it will be read back: keys are texts
         record = BatchRecord(facts=tuple(kept), report=told, after=_hashes(_weights(editor.model, self.layers)))
         self.header = self.header.model_copy(update=dict(batches=(*self.header.batches, record)))
         self.factors.append({layer: Factors.of(update) for layer, update in updates.items()})
