@@ -14,7 +14,6 @@ from pydantic import ValidationError
 
 from langedit_core.errors import unknown
 from langedit_core.fact_files import Problem, parse_facts
-from langedit_core.notebooks import check_parameters, find_notebooks
 from langedit_core.patches import Patch
 from langedit_core.profiles import Profile
 
@@ -119,6 +118,8 @@ def _bad_grids(path: Path, tree: yaml.Node, profile: Profile) -> list[Problem]:
 
 
 def _bad_notebooks(path: Path, tree: yaml.Node, profile: Profile, folder: Path) -> list[Problem]:
+    from langedit_core.notebooks import check_parameters, find_notebooks  # brings Papermill: seconds
+
     there, found = find_notebooks(folder), []
     for stem, parameters in profile.notebooks.items():
         try:

@@ -187,10 +187,12 @@ def edit(
     """
     from langedit_core.adapters import refuse_existing, to_peft
     from langedit_core.adapters import save_model as save
+    from langedit_core.covariance import corpus_hash
     from langedit_core.editing import edit_facts
     from langedit_core.editors import METHODS
     from langedit_core.errors import unknown
     from langedit_core.fact_files import read_facts
+    from langedit_core.languages import CORE
     from langedit_core.models import load_model
     from langedit_core.patches import check_recordable
     from langedit_core.quickstart import prepare_editor
@@ -213,10 +215,18 @@ def edit(
             refuse_existing(path)
     loaded = load_model(model, device=device)
     changes = {} if chosen is None else dict(layers=chosen)
-    langs = tuple(dict.fromkeys(fact.lang for fact in wanted))
+    # All languages of the study, whatever is edited: their keys are left alone, and facts in any of them may follow.
+    langs = tuple(dict.fromkeys((*CORE, *(fact.lang for fact in wanted))))
     editor = prepare_editor(loaded, method, langs=langs, corpus=texts, seed=seed, **changes)
     edited = edit_facts(
-        editor, wanted, batch=batch_size, method=method, path=patch_path, resume=resume, keep_base=keep_base
+        editor,
+        wanted,
+        batch=batch_size,
+        method=method,
+        path=patch_path,
+        resume=resume,
+        keep_base=keep_base,
+        corpus=None if texts is None else corpus_hash(texts),
     )
     for name, reason in edited.dropped.items():
         say(f"left out {name}: {reason}")

@@ -64,7 +64,7 @@ def usable(editor: Editor, facts: Sequence[Fact]) -> tuple[list[Fact], dict[str,
 
 def edit_facts(
     editor: Editor, facts: Sequence[Fact], *, batch: int, method: str, path: Path | None, resume: bool = False,
-    keep_base: bool = False, quiet: bool = False,
+    keep_base: bool = False, corpus: str | None = None, quiet: bool = False,
 ) -> Edited:  # fmt: skip
     """Edit facts in batches, in their order, and note down what was done.
 
@@ -76,6 +76,7 @@ def edit_facts(
         path: Where the patch is kept; None keeps none.
         resume: Go on with the patch that lies at `path`: its facts must be the first of `facts`.
         keep_base: Store the unedited matrices in the patch too.
+        corpus: Hash of the texts C₀ comes from, if they are not the embedded ones; a resumed run must have the same.
         quiet: No progress bar.
 
     Raises:
@@ -85,7 +86,7 @@ def edit_facts(
     facts, dropped = usable(editor, facts)
     asked = [question for fact in facts for question in questions(fact)]
     before = ask(model, asked)
-    patch = None if path is None else Patch.record(editor, method)
+    patch = None if path is None else Patch.record(editor, method, corpus)
     if resume:
         patch = _resumed(path, patch, editor, facts)
     done, rows = 0 if patch is None else len(patch.facts), []
@@ -117,10 +118,14 @@ def _layer_rows(report: BatchReport) -> list[dict]:
 def _resumed(path: Path, new: Patch, editor: Editor, facts: Sequence[Fact]) -> Patch:
     """The stored patch, with its batches repeated by the editor to the same bits."""
     stored = Patch.load(path)
-    for what in ("fingerprint", "method", "settings", "contexts"):
-        if getattr(stored.header, what) != getattr(new.header, what):
+    must_agree = dict(
+        fingerprint="model", method="method", settings="settings of the method", corpus="corpus",
+        contexts="context prefixes (seed, or languages beyond those of the study)",
+    )  # fmt: skip
+    for field, what in must_agree.items():
+        if getattr(stored.header, field) != getattr(new.header, field):
             raise RefusedInput(
-                f"{path} was made with another {what} than this run; use the same options, or another --output-path"
+                f"{path} was made with other {what} than this run; use the same options, or another --output-path"
             )
     if stored.facts != list(facts[: len(stored.facts)]):
         raise RefusedInput(

@@ -73,6 +73,7 @@ class PatchHeader(BaseModel):
         dtype: Of the edited matrices.
         base: SHA-256 of each edited matrix before the first batch.
         contexts: Prefixes the keys were averaged over; needed to go on with the sequence.
+        corpus: SHA-256 of the texts C₀ comes from; None: the embedded ones.
     """
 
     model_config = _STRICT
@@ -87,6 +88,7 @@ class PatchHeader(BaseModel):
     method: str
     settings: EditSettings
     contexts: Contexts
+    corpus: Sha256 | None = None
     base: dict[int, Sha256]
     batches: tuple[BatchRecord, ...] = ()
 

@@ -55,8 +55,13 @@ class Patch:
     _seen: list[dict[int, str]] | None = None  # hashes after each batch as `apply` got them here
 
     @classmethod
-    def record(cls, editor: Editor, method: str) -> Patch:
+    def record(cls, editor: Editor, method: str, corpus: str | None = None) -> Patch:
         """An empty patch of the editor's model.
+
+        Args:
+            editor: A new editor.
+            method: The name of its settings.
+            corpus: Hash of the texts of C₀ where they are not the embedded ones.
 
         Raises:
             ValueError: The editor has edited already, or ends its sequence with something that is no sum of updates.
@@ -70,7 +75,8 @@ class Patch:
             PatchHeader(
                 model=_public_name(model.name), model_type=model.hf.config.model_type, fingerprint=_fingerprint(model),
                 dtype=str(weights[settings.layers[0]].dtype).removeprefix("torch."), d_out=model.d_model,
-                d_in=model.d_ff, method=method, settings=settings, contexts=editor.contexts, base=_hashes(weights),
+                d_in=model.d_ff, method=method, settings=settings, contexts=editor.contexts,
+                corpus=corpus, base=_hashes(weights),
             ),
             base=_copies(weights),
         )  # fmt: skip

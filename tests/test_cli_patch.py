@@ -84,10 +84,13 @@ def test_a_stopped_run_goes_on_and_ends_with_the_same_bytes(world):
     assert edit(folder, "again", "--keep-base", "--resume").exit_code == 0
     assert (folder / "again/patch.safetensors").read_bytes() == (folder / "out/patch.safetensors").read_bytes()
     other = edit(folder, "again", "--resume", "--seed", 3)
-    assert "made with another contexts" in str(other.exception)
+    assert "made with other context prefixes (seed" in str(other.exception)
     (folder / "turned.jsonl").write_text("\n".join(map(line, FACTS[::-1])), encoding="utf-8")
     turned = edit(folder, "again", "--resume", facts="turned.jsonl")
-    assert "made with another contexts" in str(turned.exception) or "other facts" in str(turned.exception)
+    assert "holds other facts than the first 6 given" in str(turned.exception)
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr("langedit_core.covariance.corpus_hash", lambda texts: "0" * 64)
+        assert "made with other corpus" in str(edit(folder, "again", "--resume").exception)
 
 
 def test_resuming_without_a_patch_is_refused(world):
@@ -109,12 +112,14 @@ def test_prune_gives_a_model_but_no_patch(world):
     [
         (("--method", "langdit"), "unknown method 'langdit'; known: langedit"),
         (("--layers", "1,9"), "has layers 0 to 3"),
-        (("--save-model",), "exists already and is not overwritten"),
+        (("--save-model", "--output-path", "out"), "exists already and is not overwritten"),
     ],
 )
-def test_bad_requests_are_refused_before_anything_is_edited(world, arguments, message):
-    refused = edit(world[0], "out", *arguments)
+def test_bad_requests_are_refused_before_anything_is_edited(world, arguments, message, monkeypatch):
+    monkeypatch.chdir(world[0])
+    refused = edit(world[0], "never", *arguments)
     assert refused.exit_code == 1 and message in str(refused.exception)
+    assert not (world[0] / "never").exists()
 
 
 @pytest.mark.parametrize(

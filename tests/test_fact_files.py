@@ -71,7 +71,8 @@ BAD = {
     "a neighbour as text": (GOOD | dict(neighbours=["x"]), "expected objects with"),
     "an unknown kind of question": (
         GOOD | dict(neighbours=[dict(prompt="x", answer="y", kind="z")]), "unknown probe kind"),
-    "a question that is a number": (GOOD | dict(neighbours=[dict(prompt=3, answer="y")]), "prompt is a number, expected text"),
+    "a question that is a number": (
+        GOOD | dict(neighbours=[dict(prompt=3, answer="y")]), "prompt is a number, expected text"),
     "a question with more": (GOOD | dict(neighbours=[dict(prompt="x", answer="y", z=1)]), "expected objects with"),
     "deep nesting": (b'{"lang": ' + b"[" * 200_000 + b"]" * 200_000 + b"}", "nested too deeply|is no JSON"),
     "a huge number": (b'{"lang": ' + b"9" * 10_000 + b"}", "integer|is no JSON|missing"),
