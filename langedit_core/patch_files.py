@@ -85,7 +85,7 @@ class PatchHeader(BaseModel):
     dtype: Literal["float32", "bfloat16", "float16", "float64"]
     d_out: int = Field(ge=1)
     d_in: int = Field(ge=1)
-    method: str
+    method: str = Field(pattern=r"^[\w.-]{1,60}$")
     settings: EditSettings
     contexts: Contexts
     corpus: Sha256 | None = None

@@ -82,6 +82,7 @@ HEADERS = {
     "an absolute path as model": (lambda h: h.update(model="/etc"), "model"),
     "a model above": (lambda h: h.update(model=".."), "model"),
     "a line break in the model": (lambda h: h.update(model="a\nb"), "model"),
+    "a method that colours the terminal": (lambda h: h.update(method="\x1b[31mred"), "method"),
     "no fingerprint": (lambda h: h.pop("fingerprint"), "fingerprint"),
     "a short fingerprint": (lambda h: h.update(fingerprint="abc"), "fingerprint"),
     "an unknown architecture": (lambda h: h.update(model_type="llamma"), "known: llama"),
