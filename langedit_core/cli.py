@@ -1,4 +1,4 @@
-"""The command `langedit`: run a profile's cells and notebooks, render its reports, look at a model.
+"""The command `langedit`: edit a model, handle patches, run a profile's cells and notebooks, check files.
 
 run = cells (computed or loaded, with a progress bar) → notebooks (Papermill) → pages, tables, figures.
 """
@@ -19,12 +19,16 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from langedit_core.cli_patch import DeviceOption, patch_app, refuse, say
+
 if TYPE_CHECKING:
     from langedit_core.results import Cell
 
 app = typer.Typer(
-    add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False, help=__doc__.split("\n")[0]
-)
+    add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False, help=__doc__.split("\n")[0],
+    epilog="Exit status: 0 done, 1 input refused or work failed (the reason is the last line), 2 wrong usage.",
+)  # fmt: skip
+app.add_typer(patch_app, name="patch")
 REPOSITORY = Path(__file__).resolve().parents[1]
 
 ProfileOption = Annotated[str, typer.Option("--profile", help="smoke, quick, standard, paper, or a YAML file")]
@@ -32,7 +36,6 @@ ModelOption = Annotated[
     str | None,
     typer.Option("--model", "--model_name_or_path", help="hub ID, folder, or packaged name; the profile's otherwise"),
 ]
-DeviceOption = Annotated[str | None, typer.Option("--device", help="auto, cpu, cuda:0")]
 OutputOption = Annotated[
     Path | None, typer.Option("--output-path", help="where reports/ and results/ go; the repository otherwise")
 ]
@@ -146,6 +149,134 @@ def inspect(
     typer.echo(sheet(load_model(model, device=device or "auto")))
 
 
+@app.command(
+    epilog="Example: langedit edit --model gemma-3-270m --facts facts.jsonl --output-path capitals --peft\n\n"
+    "To go on with more facts, add lines to the file and --resume to the command."
+)
+def edit(
+    model: Annotated[str, typer.Option("--model", "--model_name_or_path", help="hub ID, folder, or packaged name")],
+    facts: Annotated[
+        Path, typer.Option("--facts", help="JSON lines: lang, subject, prompt with one {}, target; more is optional")
+    ],
+    output_path: Annotated[
+        Path, typer.Option("--output-path", help="folder for patch.safetensors, adapter/, model/ and report.csv")
+    ],
+    method: Annotated[str, typer.Option("--method", help="langedit, alphaedit, memit, ...")] = "langedit",
+    batch_size: Annotated[int, typer.Option("--batch-size", min=1, help="facts written together")] = 50,
+    layers: Annotated[
+        str | None, typer.Option("--layers", help="such as 3,4,5; needed for a model without settings of its own")
+    ] = None,
+    corpus: Annotated[
+        Path | None,
+        typer.Option("--corpus", help="text, a sentence a line, whose keys are left alone; embedded facts otherwise"),
+    ] = None,
+    limit: Annotated[int | None, typer.Option("--limit", min=1, help="the first so many facts only")] = None,
+    seed: Annotated[int, typer.Option("--seed", help="of the context prefixes")] = 0,
+    device: DeviceOption = "auto",
+    patch_only: Annotated[bool, typer.Option("--patch-only", help="write the patch alone (default)")] = False,
+    save_model: Annotated[bool, typer.Option("--save-model", help="write the edited model too, into model/")] = False,
+    peft: Annotated[bool, typer.Option("--peft", help="write a PEFT LoRA adapter too, into adapter/")] = False,
+    keep_base: Annotated[
+        bool, typer.Option("--keep-base", help="put the unedited matrices into the patch, to remove edits without them")
+    ] = False,
+    resume: Annotated[bool, typer.Option("--resume", help="go on with the patch in the output folder")] = False,
+) -> None:
+    """Edit facts into a model: out come a patch, a PEFT adapter, or the edited model.
+
+    The patch is written after every batch. Facts that the tokenizer cannot locate are left out and named.
+    """
+    from langedit_core.adapters import refuse_existing, to_peft
+    from langedit_core.adapters import save_model as save
+    from langedit_core.covariance import corpus_hash
+    from langedit_core.editing import edit_facts
+    from langedit_core.editors import METHODS
+    from langedit_core.errors import unknown
+    from langedit_core.fact_files import read_facts
+    from langedit_core.languages import CORE
+    from langedit_core.models import load_model
+    from langedit_core.patches import check_recordable
+    from langedit_core.quickstart import prepare_editor
+
+    if patch_only and (save_model or peft):
+        raise typer.BadParameter("--patch-only leaves out what --save-model and --peft ask for")
+    chosen = parse_layers(layers)
+    wanted = read_facts(facts)[:limit]
+    texts = None if corpus is None else [line for line in corpus.read_text("utf-8").splitlines() if line.strip()]
+    if method not in METHODS:
+        raise unknown("method", method, METHODS)
+    damping = METHODS[method].get("damping")
+    patch_path = None if damping and save_model and not peft else output_path / "patch.safetensors"
+    if patch_path is not None:
+        check_recordable(method, damping)
+    if resume and not (patch_path and patch_path.is_file()):
+        refuse(f"--resume: there is no {output_path / 'patch.safetensors'} to go on with")
+    for path, asked in ((patch_path, not resume), (output_path / "model", save_model), (output_path / "adapter", peft)):
+        if path is not None and asked:
+            refuse_existing(path)
+    loaded = load_model(model, device=device)
+    changes = {} if chosen is None else dict(layers=chosen)
+    # All languages of the study, whatever is edited: their keys are left alone, and facts in any of them may follow.
+    langs = tuple(dict.fromkeys((*CORE, *(fact.lang for fact in wanted))))
+    editor = prepare_editor(loaded, method, langs=langs, corpus=texts, seed=seed, **changes)
+    edited = edit_facts(
+        editor,
+        wanted,
+        batch=batch_size,
+        method=method,
+        path=patch_path,
+        resume=resume,
+        keep_base=keep_base,
+        corpus=None if texts is None else corpus_hash(texts),
+    )
+    for name, reason in edited.dropped.items():
+        say(f"left out {name}: {reason}")
+    table = edited.table()
+    typer.echo(table.to_string(index=False, float_format="{:.3f}".format))
+    output_path.mkdir(parents=True, exist_ok=True)
+    table.to_csv(output_path / "report.csv", index=False)
+    if edited.patch is not None:
+        say(f"patch of {len(edited.patch)} batches, {len(edited.patch.facts)} facts: {patch_path}")
+    if peft:
+        errors = to_peft(edited.patch, output_path / "adapter")
+        say(f"PEFT adapter, relative error at most {max(errors.values()):.1e}: {output_path / 'adapter'}")
+    if save_model:
+        save(loaded, output_path / "model")
+        say(f"edited model: {output_path / 'model'}")
+
+
+@app.command(epilog="Example: langedit validate facts.jsonl capitals/patch.safetensors my_profile.yaml")
+def validate(
+    files: Annotated[list[Path], typer.Argument(help=".jsonl: facts, .safetensors: a patch, .yaml: a profile")],
+) -> None:
+    """Say what is wrong with files of facts, patches and profiles, with line numbers; status 1 if anything is."""
+    from langedit_core.checking import check_file
+
+    notebooks = REPOSITORY / "notebooks"
+    bad = 0
+    for path in files:
+        checked = check_file(path, notebooks if notebooks.is_dir() else None)
+        for problem in checked.problems:
+            typer.echo(str(problem))
+        bad += bool(checked.problems)
+        if not checked.problems:
+            typer.echo(f"{path}: good ({checked.holds})")
+    if bad:
+        refuse(f"{bad} of {len(files)} files cannot be used as they are")
+
+
+def parse_layers(text: str | None) -> tuple[int, ...] | None:
+    """Layers from "3,4,5".
+
+    Raises:
+        typer.BadParameter: Anything else.
+    """
+    if text is None:
+        return None
+    if not re.fullmatch(r"\d+([ ,]+\d+)*", text.strip()):
+        raise typer.BadParameter(f"--layers is {text!r}; expected numbers such as 3,4,5")
+    return tuple(map(int, re.split("[ ,]+", text.strip())))
+
+
 def share(cells: Sequence[Cell], part: str | None) -> Sequence[Cell]:
     """Every n-th of some cells, by "i/n"; all without.
 
@@ -187,19 +318,18 @@ def commit() -> str:
     return f" · code {found}{' with changes' if dirty else ''}" if found else ""
 
 
-def say(text: str) -> None:
-    typer.echo(text, err=True)
-
-
 def entry() -> None:
-    """`langedit`: errors of callers are one line and exit status 2, everything else keeps its traceback."""
+    """`langedit`: refused input and failed work are one line and exit status 1, anything else keeps its traceback.
+
+    Wrong usage ends with status 2, which Typer sees to.
+    """
     try:
         app()
-    except (ValueError, FileNotFoundError, ImportError) as error:
+    except (ValueError, OSError, ImportError, ArithmeticError) as error:
         if "-v" in sys.argv or "--verbose" in sys.argv:
             raise
         say(f"error: {error}")
-        raise SystemExit(2) from error
+        raise SystemExit(1) from error
 
 
 if __name__ == "__main__":

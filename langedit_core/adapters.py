@@ -1,0 +1,108 @@
+"""A patch as others read it: a PEFT LoRA adapter, or a whole model folder with the edits in its weights.
+
+LoRA adds (α/r) B A to W: with B = left, A = rightᵀ and α = r that is the sum of the updates. PEFT itself is not needed
+to write one: an adapter is a JSON file and a safetensors file.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import safetensors.torch
+
+from langedit_core.models import EditableModel, architecture_of
+from langedit_core.patches import Patch
+from langedit_core.storage import write_json
+
+
+def to_peft(patch: Patch, folder: str | Path, rank: int | None = None) -> dict[int, float]:
+    """Write `adapter_config.json` and `adapter_model.safetensors` into a new folder.
+
+    ```python
+    base = AutoModelForCausalLM.from_pretrained(...)         # the unedited model
+    edited = PeftModel.from_pretrained(base, "adapter")      # plain transformers and peft
+    ```
+
+    Args:
+        patch: The edits; those of RECT need base matrices (`Patch.attach`).
+        folder: Must not exist.
+        rank: At most so many columns per layer; None keeps all above rounding.
+
+    Returns:
+        Per layer ‖Δ − BA‖/‖Δ‖ (Frobenius), Δ the sum of all updates.
+
+    Raises:
+        FileExistsError: There is something already.
+    """
+    header, found = patch.header, patch.compacted(rank)
+    architecture = architecture_of(header.model_type)
+    tensors, ranks = {}, {}
+    for layer, (left, right, _) in found.items():
+        module = f"{architecture.layers}.{layer}.{architecture.write}"
+        tensors[f"base_model.model.{module}.lora_A.weight"] = right.T.contiguous()
+        tensors[f"base_model.model.{module}.lora_B.weight"] = left.contiguous()
+        ranks[module] = left.shape[1]
+    largest = max(ranks.values())
+    others = {module: r for module, r in ranks.items() if r != largest}
+    config = dict(
+        peft_type="LORA", task_type="CAUSAL_LM", base_model_name_or_path=header.model, inference_mode=True,
+        r=largest, lora_alpha=largest, lora_dropout=0.0, bias="none", use_rslora=False, use_dora=False,
+        rank_pattern=others, alpha_pattern=others,  # α = r in every layer, so nothing is scaled
+        target_modules=[architecture.write], layers_to_transform=sorted(found),
+        layers_pattern=architecture.layers.rsplit(".", 1)[-1],
+        fan_in_fan_out=architecture.transposed,  # GPT-2 keeps its matrices as d_in x d_out; A and B do not turn
+    )  # fmt: skip
+    about = dict(fingerprint=header.fingerprint, facts=str(len(patch.facts)), format="pt")
+    with new_folder(folder) as made:
+        write_json(made / "adapter_config.json", config)
+        safetensors.torch.save_file(tensors, made / "adapter_model.safetensors", about)
+    return {layer: error for layer, (_, _, error) in found.items()}
+
+
+def save_model(model: EditableModel, folder: str | Path) -> None:
+    """`save_pretrained` of model and tokenizer into a new folder, whole or not at all; it reloads to the same bits.
+
+    Raises:
+        FileExistsError: There is something already.
+    """
+    with new_folder(folder) as made:
+        model.hf.save_pretrained(made)
+        model.tokenizer.save_pretrained(made)
+
+
+@contextlib.contextmanager
+def new_folder(folder: str | Path) -> Iterator[Path]:
+    """A folder that gets its name when everything in it is on the disk; what a kill leaves has another name.
+
+    Raises:
+        FileExistsError: There is something of that name already.
+    """
+    folder = Path(folder).absolute()
+    refuse_existing(folder)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    partial = folder.with_name(f".{folder.name}.{os.getpid()}.partial")
+    shutil.rmtree(partial, ignore_errors=True)  # of a killed process that had our number
+    partial.mkdir()
+    try:
+        yield partial
+        for path in (*partial.rglob("*"), partial):
+            descriptor = os.open(path, os.O_RDONLY)
+            os.fsync(descriptor)
+            os.close(descriptor)
+        os.rename(partial, folder)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def refuse_existing(folder: Path) -> None:
+    """Nothing is overwritten.
+
+    Raises:
+        FileExistsError: There is something of that name already.
+    """
+    if folder.exists():
+        raise FileExistsError(f"{folder} exists already and is not overwritten; give another --output-path or move it")

@@ -1,0 +1,169 @@
+"""`langedit validate`: what is wrong with a file of facts, a patch or a profile, and in which line.
+
+Nothing is loaded but the file itself: a patch's checksum is compared and its content read, a profile's cells are made.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import yaml
+from pydantic import ValidationError
+
+from langedit_core.errors import unknown
+from langedit_core.fact_files import Problem, parse_facts
+from langedit_core.patches import Patch
+from langedit_core.profiles import Profile
+
+LARGEST_PROFILE = 1_000_000  # bytes
+MOST_NODES = 100_000  # of a YAML tree with its aliases written out
+
+
+@dataclass(frozen=True)
+class Checked:
+    """One file: what it holds, in a word or two, and what is wrong with it."""
+
+    path: Path
+    holds: str
+    problems: list[Problem]
+
+
+def check_file(path: str | Path, notebooks: Path | None = None) -> Checked:
+    """Check a file by its suffix: .jsonl facts, .safetensors a patch, .yaml or .yml a profile.
+
+    Args:
+        path: The file.
+        notebooks: Folder in which a profile's notebooks are looked up; None looks up none.
+    """
+    path = Path(path)
+    checks: dict[str, Callable[[], Checked]] = {
+        ".jsonl": lambda: _facts(path),
+        ".safetensors": lambda: _patch(path),
+        ".yaml": lambda: _profile(path, notebooks),
+        ".yml": lambda: _profile(path, notebooks),
+    }
+    if not path.is_file():
+        return Checked(path, "nothing", [Problem(path, None, "does not exist, or is no file")])
+    if path.suffix not in checks:
+        return Checked(path, "?", [Problem(path, None, str(unknown("kind of file", path.suffix, checks)))])
+    return checks[path.suffix]()
+
+
+def _facts(path: Path) -> Checked:
+    facts, problems = parse_facts(path)
+    langs = sorted({fact.lang for fact in facts})
+    return Checked(path, f"{len(facts)} facts" + (f" in {' '.join(langs)}" if langs else ""), problems)
+
+
+def _patch(path: Path) -> Checked:
+    try:
+        patch = Patch.load(path)
+    except ValueError as error:
+        return Checked(path, "no patch", [Problem(path, None, str(error).removeprefix(f"{path}: "))])
+    batches = f"{len(patch)} batch{'es' if len(patch) != 1 else ''}"
+    return Checked(path, f"patch of {patch.header.model}, {batches}, {len(patch.facts)} facts", [])
+
+
+def _profile(path: Path, notebooks: Path | None) -> Checked:
+    def refused(line: int | None, message: str) -> Checked:
+        return Checked(path, "no profile", [Problem(path, line, message)])
+
+    if path.stat().st_size > LARGEST_PROFILE:
+        return refused(None, f"is larger than {LARGEST_PROFILE:,} bytes; is it a profile?")
+    try:
+        text = path.read_bytes().decode("utf-8")
+        tree = yaml.compose(text, Loader=yaml.SafeLoader)
+    except UnicodeDecodeError as error:
+        return refused(None, f"is no UTF-8 (byte {error.start + 1})")
+    except yaml.MarkedYAMLError as error:
+        return refused(error.problem_mark.line + 1 if error.problem_mark else None, f"is no YAML: {error.problem}")
+    except (yaml.YAMLError, RecursionError) as error:
+        return refused(None, f"is no YAML: {error}")
+    if not isinstance(tree, yaml.MappingNode):
+        return refused(None, "holds no mapping of profile fields")
+    if _size(tree) > MOST_NODES:
+        return refused(None, f"has more than {MOST_NODES:,} entries with its aliases written out")
+    try:
+        content = yaml.safe_load(text)
+        profile = Profile(**content)
+    except ValidationError as error:
+        found = [Problem(path, _line(tree, one["loc"]), _told(one)) for one in error.errors()]
+        return Checked(path, "profile with errors", sorted(found, key=lambda problem: problem.line or 0))
+    except (yaml.YAMLError, TypeError, ValueError) as error:
+        return refused(None, f"cannot be read: {error}")
+    problems = [
+        *_bad_grids(path, tree, profile),
+        *(_bad_notebooks(path, tree, profile, notebooks) if notebooks else []),
+    ]
+    cells = (
+        0 if problems else sum(len(profile.cells(group, name)) for group in profile.grids for name in profile.models)
+    )
+    return Checked(path, f"profile {profile.name!r}, {cells} cells, {len(profile.notebooks)} notebooks", problems)
+
+
+def _bad_grids(path: Path, tree: yaml.Node, profile: Profile) -> list[Problem]:
+    found = []
+    for group in profile.grids:
+        for name in profile.models:
+            try:
+                profile.cells(group, name)
+            except ValidationError as error:
+                told = "; ".join(map(_told, error.errors()[:3]))
+                found.append(Problem(path, _line(tree, ("grids", group)), f"grids.{group}: {told}"))
+            except (ValueError, TypeError) as error:
+                found.append(Problem(path, _line(tree, ("grids", group)), f"grids.{group}: {error}"))
+    return found
+
+
+def _bad_notebooks(path: Path, tree: yaml.Node, profile: Profile, folder: Path) -> list[Problem]:
+    from langedit_core.notebooks import check_parameters, find_notebooks  # brings Papermill: seconds
+
+    there, found = find_notebooks(folder), []
+    for stem, parameters in profile.notebooks.items():
+        try:
+            if stem not in there:
+                raise unknown("notebook", stem, there)
+            check_parameters(there[stem], parameters)
+        except ValueError as error:
+            found.append(Problem(path, _line(tree, ("notebooks", stem)), str(error)))
+    return found
+
+
+def _told(error: dict) -> str:
+    where = ".".join(map(str, error["loc"]))
+    return f"{where}: {error['msg']}" if where else str(error["msg"])
+
+
+def _line(node: yaml.Node, loc: tuple[str | int, ...]) -> int:
+    """Line of the node that pydantic calls `loc`; of the nearest one around it where there is none."""
+    line = node.start_mark.line + 1
+    for step in loc:
+        if isinstance(node, yaml.MappingNode):
+            if isinstance(step, int):  # a single grid may be written without its list
+                continue
+            pairs = {key.value: (key, value) for key, value in node.value if isinstance(key, yaml.ScalarNode)}
+            if step not in pairs:
+                break
+            # A block begins on the line after its key; the key is what a person looks for.
+            key, node = pairs[step]
+            line = key.start_mark.line + 1
+        elif isinstance(node, yaml.SequenceNode) and isinstance(step, int) and step < len(node.value):
+            node = node.value[step]
+            line = node.start_mark.line + 1
+    return line
+
+
+def _size(node: yaml.Node, known: dict[int, int] | None = None) -> int:
+    """Entries of a tree whose aliases are written out; an alias of itself counts as too many."""
+    known = {} if known is None else known
+    if id(node) not in known:
+        known[id(node)] = MOST_NODES + 1  # until it is counted: whoever meets it inside itself sees this
+        children = []
+        if isinstance(node, yaml.SequenceNode):
+            children = node.value
+        elif isinstance(node, yaml.MappingNode):
+            children = [one for pair in node.value for one in pair]
+        known[id(node)] = 1 + sum(_size(child, known) for child in children)
+    return known[id(node)]

@@ -1,0 +1,154 @@
+"""`langedit edit`: facts from a file into a model, out come a patch, a PEFT adapter, or the edited model.
+
+The patch is written after every batch, so that a run that is stopped goes on where it was.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import pandas as pd
+import torch
+from tqdm import tqdm
+
+from langedit_core.editors import BatchReport, Editor
+from langedit_core.errors import RefusedInput
+from langedit_core.metrics import ask, questions, rows_of
+from langedit_core.models import EditableModel, load_model
+from langedit_core.patches import Patch
+from langedit_core.records import Fact
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Edited:
+    """What an edit run leaves beside the model.
+
+    Attributes:
+        patch: The recorded edits; None for a method that cannot be stored as one.
+        dropped: Fact id -> why it could not be edited.
+        rows: One row per question, metric and moment ("before", "final"): fact, lang, kind, metric, when, value.
+        batches: One row per batch and layer of this run: what `LayerReport` tells.
+    """
+
+    patch: Patch | None
+    dropped: dict[str, str]
+    rows: pd.DataFrame
+    batches: pd.DataFrame
+
+    def table(self) -> pd.DataFrame:
+        """Means over facts before and after, per language and metric, with the number of facts."""
+        by_fact = self.rows.groupby(["lang", "metric", "when", "fact"], sort=False)["value"].mean()
+        table = by_fact.groupby(["lang", "metric", "when"], sort=False).agg(["mean", "size"]).unstack("when")
+        return pd.DataFrame(
+            {"facts": table["size", "final"], "before": table["mean", "before"], "after": table["mean", "final"]}
+        ).reset_index()
+
+
+def usable(editor: Editor, facts: Sequence[Fact]) -> tuple[list[Fact], dict[str, str]]:
+    """Facts the tokenizer can locate, and why not for the others.
+
+    Raises:
+        RefusedInput: None is left.
+    """
+    kept, _, dropped = editor.requests(facts)
+    if not kept:
+        reasons = "; ".join(f"{name}: {reason}" for name, reason in list(dropped.items())[:3])
+        raise RefusedInput(f"none of {len(facts)} facts can be edited ({reasons or 'there are none'})")
+    return kept, dropped
+
+
+def edit_facts(
+    editor: Editor, facts: Sequence[Fact], *, batch: int, method: str, path: Path | None, resume: bool = False,
+    keep_base: bool = False, corpus: str | None = None, quiet: bool = False,
+) -> Edited:  # fmt: skip
+    """Edit facts in batches, in their order, and note down what was done.
+
+    Args:
+        editor: A new editor of the unedited model.
+        facts: What to edit.
+        batch: Facts per batch.
+        method: The editor's method, for the patch.
+        path: Where the patch is kept; None keeps none.
+        resume: Go on with the patch that lies at `path`: its facts must be the first of `facts`.
+        keep_base: Store the unedited matrices in the patch too.
+        corpus: Hash of the texts C₀ comes from, if they are not the embedded ones; a resumed run must have the same.
+        quiet: No progress bar.
+
+    Raises:
+        RefusedInput: The stored patch is of other facts, another model or other settings.
+    """
+    model = editor.model
+    facts, dropped = usable(editor, facts)
+    asked = [question for fact in facts for question in questions(fact)]
+    before = ask(model, asked)
+    patch = None if path is None else Patch.record(editor, method, corpus)
+    if resume:
+        patch = _resumed(path, patch, editor, facts)
+    done, rows = 0 if patch is None else len(patch.facts), []
+    with tqdm(total=len(facts), initial=done, unit="fact", disable=quiet, mininterval=1.0, dynamic_ncols=True) as bar:
+        while done < len(facts):
+            chunk = facts[done : done + batch]
+            bar.set_description(f"batch {editor.step + 1}, {method}")
+            progress = lambda n, done=done: bar.update(done + n - bar.n)  # noqa: E731
+            report = editor.edit(chunk, progress)[0] if patch is None else patch.edit(editor, chunk, progress)
+            rows += _layer_rows(report)
+            done += len(chunk)
+            bar.update(done - bar.n)
+            if patch is not None:
+                patch.save(path, with_base=keep_base)
+    editor.finish()
+    after = ask(model, asked)
+    measured = rows_of(asked, before, before, "before") + rows_of(asked, after, before, "final")
+    return Edited(patch, dropped, pd.DataFrame(measured), pd.DataFrame(rows))
+
+
+def _layer_rows(report: BatchReport) -> list[dict]:
+    return [
+        dict(batch=report.step + 1, layer=layer, facts=len(report.facts), converged=report.converged,
+             exhausted=len(report.exhausted), **vars(told), seconds=sum(report.seconds.values()))
+        for layer, told in report.layers.items()
+    ]  # fmt: skip
+
+
+def _resumed(path: Path, new: Patch, editor: Editor, facts: Sequence[Fact]) -> Patch:
+    """The stored patch, with its batches repeated by the editor to the same bits."""
+    stored = Patch.load(path)
+    must_agree = dict(
+        fingerprint="model", method="method", settings="settings of the method", corpus="corpus",
+        contexts="context prefixes (seed, or languages beyond those of the study)",
+    )  # fmt: skip
+    for field, what in must_agree.items():
+        if getattr(stored.header, field) != getattr(new.header, field):
+            raise RefusedInput(
+                f"{path} was made with other {what} than this run; use the same options, or another --output-path"
+            )
+    if stored.facts != list(facts[: len(stored.facts)]):
+        raise RefusedInput(
+            f"{path} holds other facts than the first {len(stored.facts)} given; only add new ones behind"
+        )
+    for t, record in enumerate(stored.header.batches):
+        editor.apply(stored.updates(t, editor.model.device))
+        if stored.position(editor.model) != t + 1:
+            raise RefusedInput(
+                f"{path}: batch {t + 1} gives other weights here than where it was made (another processor or thread "
+                "count), so the sequence cannot go on exactly; make the patch anew"
+            )
+        log.info("batch %d of %d facts taken from %s", t + 1, len(record.facts), path)
+    stored.base = new.base
+    return stored
+
+
+def load_unedited(name: str, patch: Patch, device: str = "auto") -> EditableModel:
+    """The base model of a patch, in the precision it was edited in.
+
+    Raises:
+        RefusedInput: It has another fingerprint.
+    """
+    model = load_model(name, device=device, dtype=getattr(torch, patch.header.dtype))
+    patch.attach(model)
+    return model

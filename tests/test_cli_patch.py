@@ -1,0 +1,219 @@
+"""The commands edit, patch and validate as a person would use them, on a tiny model in a folder."""
+
+from __future__ import annotations
+
+import json
+
+import pandas as pd
+import pytest
+import toy
+from conftest import SENTENCES, build_model
+from toy_patch import BATCHES
+from typer.testing import CliRunner
+
+from langedit_core import cli
+from langedit_core.models import load_model
+from langedit_core.patches import Patch
+
+FACTS = [BATCHES[0][0], BATCHES[0][1], BATCHES[1][0], BATCHES[2][0]]  # en en de zh
+
+
+def line(fact) -> str:
+    fields = ("id", "lang", "relation", "subject", "prompt", "target")
+    record = {name: getattr(fact, name) for name in fields}
+    record["paraphrases"] = [probe.prompt for probe in fact.paraphrases]
+    record["neighbours"] = [dict(prompt=probe.prompt, answer=probe.answer) for probe in fact.neighbours]
+    return json.dumps(record, ensure_ascii=False)
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory):
+    """A model folder, facts, a corpus, and what `langedit edit` made of them."""
+    folder = tmp_path_factory.mktemp("world")
+    model = build_model("llama")
+    model.hf.save_pretrained(folder / "base")
+    model.tokenizer.save_pretrained(folder / "base")
+    (folder / "facts.jsonl").write_text("\n".join(map(line, FACTS)), encoding="utf-8")
+    (folder / "corpus.txt").write_text("\n".join(SENTENCES), encoding="utf-8")
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setenv("HF_HOME", str(folder / "cache"))
+        made = edit(folder, "out", "--save-model", "--peft", "--keep-base")
+    assert made.exit_code == 0, made.output
+    return folder, made
+
+
+@pytest.fixture(autouse=True)
+def cache(world, monkeypatch):
+    monkeypatch.setenv("HF_HOME", str(world[0] / "cache"))
+
+
+def run(*arguments):
+    return CliRunner().invoke(cli.app, [str(argument) for argument in arguments])
+
+
+def edit(folder, out, *more, facts="facts.jsonl"):
+    return run(
+        "edit", "--model", folder / "base", "--facts", folder / facts, "--output-path", folder / out, "--layers", "1,2",
+        "--corpus", folder / "corpus.txt", "--batch-size", 2, "--device", "cpu", *more,
+    )  # fmt: skip
+
+
+def test_edit_leaves_a_patch_a_model_an_adapter_and_a_table(world):
+    folder, made = world
+    out = folder / "out"
+    assert sorted(path.name for path in out.iterdir()) == ["adapter", "model", "patch.safetensors", "report.csv"]
+    patch = Patch.load(out / "patch.safetensors")
+    assert len(patch) == 2
+    assert [fact.id for fact in patch.facts] == [fact.id for fact in FACTS]
+    assert patch.header.model == "base" and patch.base is not None
+    assert patch.position(load_model(out / "model", device="cpu")) == 2
+    table = pd.read_csv(out / "report.csv")
+    assert set(table["lang"]) == {"en", "de", "zh"}
+    assert {"efficacy_tf", "efficacy_em", "generality_tf", "specificity_same"} <= set(table["metric"])
+    of = table.set_index(["lang", "metric"])
+    assert of.loc["en", "specificity_same"]["before"] == 1 and of.loc["en", "efficacy_tf"]["facts"] == 2
+    assert "efficacy_tf" in made.output and "edited model: " in made.output
+
+
+def test_a_stopped_run_goes_on_and_ends_with_the_same_bytes(world):
+    folder, _ = world
+    (folder / "first.jsonl").write_text("\n".join(map(line, FACTS[:2])), encoding="utf-8")
+    assert edit(folder, "again", "--keep-base", facts="first.jsonl").exit_code == 0
+    refused = edit(folder, "again", "--keep-base")
+    assert isinstance(refused.exception, FileExistsError)
+    assert edit(folder, "again", "--keep-base", "--resume").exit_code == 0
+    assert (folder / "again/patch.safetensors").read_bytes() == (folder / "out/patch.safetensors").read_bytes()
+    other = edit(folder, "again", "--resume", "--seed", 3)
+    assert "made with other context prefixes (seed" in str(other.exception)
+    (folder / "turned.jsonl").write_text("\n".join(map(line, FACTS[::-1])), encoding="utf-8")
+    turned = edit(folder, "again", "--resume", facts="turned.jsonl")
+    assert "holds other facts than the first 4 given" in str(turned.exception)
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr("langedit_core.covariance.corpus_hash", lambda texts: "0" * 64)
+        assert "made with other corpus" in str(edit(folder, "again", "--resume").exception)
+
+
+def test_resuming_without_a_patch_is_refused(world):
+    refused = edit(world[0], "nowhere", "--resume")
+    assert refused.exit_code == 1 and "no " in refused.output and "to go on with" in refused.output
+    assert not (world[0] / "nowhere").exists()
+
+
+def test_prune_gives_a_model_but_no_patch(world):
+    folder, _ = world
+    refused = edit(folder, "pruned", "--method", "prune")
+    assert "cannot be stored as a patch" in str(refused.exception)
+    assert edit(folder, "pruned", "--method", "prune", "--save-model", "--limit", 1).exit_code == 0
+    assert sorted(path.name for path in (folder / "pruned").iterdir()) == ["model", "report.csv"]
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        (("--method", "langdit"), "unknown method 'langdit'; known: langedit"),
+        (("--layers", "1,9"), "has layers 0 to 3"),
+        (("--save-model", "--output-path", "out"), "exists already and is not overwritten"),
+    ],
+)
+def test_bad_requests_are_refused_before_anything_is_edited(world, arguments, message, monkeypatch):
+    monkeypatch.chdir(world[0])
+    refused = edit(world[0], "never", *arguments)
+    assert refused.exit_code == 1 and message in str(refused.exception)
+    assert not (world[0] / "never").exists()
+
+
+@pytest.mark.parametrize(
+    "arguments", [("--patch-only", "--peft"), ("--layers", "one"), ("--batch-size", "0"), ("--speed", "3")]
+)
+def test_wrong_usage_ends_with_status_two(world, arguments):
+    assert edit(world[0], "usage", *arguments).exit_code == 2
+
+
+def test_a_bad_line_of_facts_is_named(world):
+    (world[0] / "bad.jsonl").write_text(line(FACTS[0]) + "\n{}\n")
+    refused = edit(world[0], "bad", facts="bad.jsonl")
+    assert "bad.jsonl:2: lang, subject, prompt, target missing" in str(refused.exception)
+
+
+def test_info_tells_model_batches_and_facts(world):
+    shown = run("patch", "info", world[0] / "out/patch.safetensors")
+    assert shown.exit_code == 0
+    assert "base (llama, float32)" in shown.output and "2 batches, 4 facts" in shown.output
+    assert f"en capital/0: {FACTS[0].text} → {FACTS[0].target}" in shown.output
+
+
+def test_apply_gives_the_edited_model_and_remove_gives_the_base_back(world):
+    folder, _ = world
+    patch = folder / "out/patch.safetensors"
+    asks = run("patch", "apply", patch, "--output-path", folder / "edited")
+    assert asks.exit_code == 1 and "folder called 'base'; say where it lies with --model" in asks.output
+    done = run(
+        "patch", "apply", patch, "--model", folder / "base", "--output-path", folder / "edited", "--device", "cpu"
+    )
+    assert done.exit_code == 0 and "bit for bit the recorded weights" in done.output
+    wanted = toy.weights(load_model(folder / "out/model", device="cpu"))
+    assert toy.same(toy.weights(load_model(folder / "edited", device="cpu")), wanted)
+    done = run(
+        "patch", "remove", patch, "--last", 2, "--edited", folder / "edited", "--output-path", folder / "restored"
+    )
+    assert done.exit_code == 0 and "which is the unedited model, bit for bit" in done.output
+    assert toy.same(toy.weights(load_model(folder / "restored", device="cpu")), toy.weights(build_model("llama")))
+    other = build_model("llama", seed=1)
+    other.hf.save_pretrained(folder / "other")
+    other.tokenizer.save_pretrained(folder / "other")
+    refused = run("patch", "apply", patch, "--model", folder / "other", "--output-path", folder / "never")
+    assert refused.exit_code == 1 and "the patch belongs to base" in str(refused.exception)
+    assert not (folder / "never").exists()
+
+
+def test_remove_without_a_model_shortens_the_patch(world):
+    folder, _ = world
+    patch, short = folder / "out/patch.safetensors", folder / "short.safetensors"
+    assert run("patch", "remove", patch, "--last", 1, "--output-path", short).exit_code == 0
+    assert len(Patch.load(short)) == 1
+    again = run("patch", "remove", patch, "--last", 1, "--output-path", short)
+    assert again.exit_code == 1 and "is not overwritten" in again.output
+    assert "holds 2 batches" in run("patch", "remove", patch, "--last", 4, "--output-path", folder / "x").output
+    assert "called something.safetensors" in run(
+        "patch", "remove", patch, "--last", 1, "--output-path", folder / "x"
+    ).output.replace("\n", " ")
+
+
+def test_merge_and_export_state_their_error(world):
+    folder, _ = world
+    patch = folder / "out/patch.safetensors"
+    done = run("patch", "merge", patch, "--output-path", folder / "merged.safetensors")
+    assert done.exit_code == 0 and "layer 1: rank 4, relative error" in done.output
+    assert "2 batches merged, relative error" in run("patch", "info", folder / "merged.safetensors").output
+    done = run("patch", "export", folder / "merged.safetensors", "--output-path", folder / "adapter", "--rank", 2)
+    assert done.exit_code == 0 and "relative error" in done.output
+    config = json.loads((folder / "adapter/adapter_config.json").read_text())
+    assert config["r"] == 2 and config["base_model_name_or_path"] == "base"
+
+
+def test_validate_counts_what_is_bad_in_its_exit_status(world):
+    folder, _ = world
+    good = run("validate", folder / "facts.jsonl", folder / "out/patch.safetensors")
+    assert good.exit_code == 0 and good.output.count(": good (") == 2
+    (folder / "worse.jsonl").write_text("x\n" + line(FACTS[0]))
+    bad = run("validate", folder / "worse.jsonl", folder / "facts.jsonl")
+    assert bad.exit_code == 1
+    assert "worse.jsonl:1: is no JSON" in bad.output and "1 of 2 files" in bad.output
+
+
+@pytest.mark.parametrize("arguments, status", [(["validate", "none.jsonl"], 1), (["inspect", "no-such-model"], 1),
+                                               (["run", "--profile", "none"], 1), (["patch", "info"], 2),
+                                               (["no-such-command"], 2), (["--help"], 0)])  # fmt: skip
+def test_exit_statuses_can_be_trusted_by_scripts(monkeypatch, capsys, arguments, status):
+    monkeypatch.setattr("sys.argv", ["langedit", *arguments])
+    with pytest.raises(SystemExit) as stopped:
+        cli.entry()
+    assert stopped.value.code == status
+    assert "Traceback" not in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("command", ["edit", "validate", "patch info", "patch apply", "patch remove", "patch merge",
+                                     "patch export"])  # fmt: skip
+def test_help_has_an_example_of_each_command(command):
+    shown = run(*command.split(), "--help")
+    assert shown.exit_code == 0 and f"Example: langedit {command} " in " ".join(shown.output.split())
