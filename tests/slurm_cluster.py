@@ -73,7 +73,8 @@ def slurm_cluster(folder: Path) -> Iterator[None]:
         _until(lambda: "idle" in subprocess.run(["sinfo"], capture_output=True, text=True).stdout)
         yield
     finally:
-        subprocess.run(["scancel", "--state=PENDING,RUNNING", "--user=root"], capture_output=True)
+        subprocess.run(["scancel", "--user=root"], capture_output=True)
+        _until(lambda: not subprocess.run(["squeue", "--noheader"], capture_output=True, text=True).stdout.strip())
         subprocess.run(["scontrol", "shutdown"], capture_output=True)
         if munge is not None:
             munge.terminate()
