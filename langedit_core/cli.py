@@ -89,8 +89,7 @@ def run(
     name = model or chosen.model
     results, reports = root / "results", root / "reports" / chosen.folder(name)
     records = chosen.records(reports)
-    # Seed by seed: a run that is stopped leaves comparisons of all methods rather than one method with all seeds.
-    cells = sorted((c for group in chosen.grids for c in chosen.cells(group, name)), key=lambda cell: cell.seed)
+    cells = chosen.all_cells(name)
     waiting = [cell for cell in cells if not is_known(cell, results, records)]
     say(f"profile {chosen.name}: {len(cells)} cells, {len(waiting)} to compute, {len(chosen.notebooks)} notebooks")
     mine = [cell for cell in share(cells, part) if cell in waiting]
@@ -115,6 +114,98 @@ def run(
         notebooks, source=source, report_dir=reports, provenance=provenance(chosen.name, name)
     )
     say(f"done: {reports.resolve() / 'index.html'} ({len(entries)} reports)")
+
+
+@app.command()
+def grid(
+    profile: ProfileOption = "standard",
+    model: ModelOption = None,
+    device: DeviceOption = None,
+    output_path: OutputOption = None,
+    executor: Annotated[
+        str, typer.Option("--executor", help="inline (here, one after the other), process (here, side by side), slurm")
+    ] = "inline",
+    at_once: Annotated[int, typer.Option("--at-once", min=1, help="most jobs at the same time")] = 2,
+    retries: Annotated[int, typer.Option("--retries", min=0, help="times a cell is tried again")] = 2,
+    hours: Annotated[float | None, typer.Option("--hours", min=0, help="cancel what is not done by then")] = None,
+    slurm: Annotated[
+        list[str] | None,
+        typer.Option("--slurm", metavar="KEY=VALUE", help="for SLURM, for example partition=gpu, time=240, gres=gpu:1"),
+    ] = None,
+) -> None:
+    """Compute a profile's cells as jobs, one per cell, then render its reports.
+
+    A job that is cancelled, killed or preempted is submitted again and goes on where it was; stopping this command and
+    giving it again does the same. `langedit status` looks on from another terminal. On a cluster the repository and
+    --output-path lie on a file system that all nodes see:
+
+    langedit grid --profile paper --executor slurm --at-once 8 --slurm partition=gpu --slurm gres=gpu:1 --slurm time=720
+    """
+    from langedit_core.executors import make_executor
+    from langedit_core.grid import states, supervise
+    from langedit_core.profiles import load_profile
+    from langedit_core.results import has_record
+
+    chosen, root = load_profile(profile), output_path or REPOSITORY
+    made = make_executor(executor, root / "results" / "jobs", at_once=at_once, options=_pairs(slurm or []))
+    until = math.inf if hours is None else time.monotonic() + 3600 * hours
+    failed: dict[str, str] = {}
+    for name in [model] if model else chosen.models:
+        records = chosen.records(root / "reports" / chosen.folder(name))
+        cells = [cell for cell in chosen.all_cells(name) if not has_record(cell, records)]
+        told = [""]
+
+        def tell(cells=cells, records=records, told=told) -> None:
+            counts = states(cells, root / "results", records)["state"].value_counts()
+            line = f"{len(cells)} cells: " + ", ".join(f"{n} {state}" for state, n in counts.items())
+            if line != told[0]:
+                say(line)
+            told[0] = line
+
+        failed |= supervise(
+            cells, root / "results", made, device=device or chosen.device, retries=retries, deadline=until, tell=tell
+        )
+    for slug, why in failed.items():
+        say(f"not done: {slug}: {why}")
+    run(profile, model, device, output_path, 0.0)
+    if failed:
+        raise typer.Exit(1)
+
+
+@app.command()
+def status(
+    profile: ProfileOption = "standard",
+    model: ModelOption = None,
+    output_path: OutputOption = None,
+    watch: Annotated[float | None, typer.Option("--watch", min=1, help="print again every so many seconds")] = None,
+) -> None:
+    """Where a profile's cells are: state, batches, minutes since the last change, last error."""
+    from langedit_core.grid import states, table
+    from langedit_core.profiles import load_profile
+
+    chosen, root = load_profile(profile), output_path or REPOSITORY
+    while True:
+        for name in [model] if model else chosen.models:
+            records = chosen.records(root / "reports" / chosen.folder(name))
+            typer.echo(table(states(chosen.all_cells(name), root / "results", records)))
+        if watch is None:
+            return
+        time.sleep(watch)
+
+
+def _pairs(options: Sequence[str]) -> dict[str, str | int]:
+    """KEY=VALUE options as a mapping; whole numbers as such.
+
+    Raises:
+        ValueError: Not of that form.
+    """
+    found = {}
+    for text in options:
+        key, sign, value = text.partition("=")
+        if not sign or not re.fullmatch(r"[A-Za-z_][\w-]*", key) or not value:
+            raise ValueError(f"--slurm got {text!r}; expected KEY=VALUE, for example partition=gpu")
+        found[key.replace("-", "_")] = int(value) if value.isdigit() else value
+    return found
 
 
 @app.command()

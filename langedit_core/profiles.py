@@ -102,6 +102,11 @@ class Profile(BaseModel):
             raise unknown(f"cell group of profile {self.name!r}", group, self.grids)
         return [cell for grid in self.grids[group] for cell in _cells(grid, model or self.model)]
 
+    def all_cells(self, model: str | None = None) -> list[Cell]:
+        """The cells of all groups, each once, seed by seed: a run that is stopped leaves comparisons of all methods."""
+        cells = dict.fromkeys(cell for group in self.grids for cell in self.cells(group, model))
+        return sorted(cells, key=lambda cell: cell.seed)
+
 
 def _cells(grid: Grid, model: str) -> list[Cell]:
     for name in grid.data:
