@@ -11,6 +11,7 @@ from langedit_core.errors import RefusedInput
 from langedit_core.metrics import METRICS, ask, questions, score_probes
 from langedit_core.models import ARCHITECTURES, EditableModel, inspect, load_model
 from langedit_core.nullspace import NullSpace, Threshold, exact_null_space
+from langedit_core.patches import Patch
 from langedit_core.quickstart import prepare_editor
 from langedit_core.records import Fact, FactSet, Probe
 from langedit_core.solve import solve_update
@@ -22,7 +23,7 @@ from langedit_core.xtreme import evaluate as evaluate_xtreme
 
 __all__ = [
     "ARCHITECTURES", "METHODS", "METRICS", "XTREME_METRICS", "BatchReport", "Cell", "Contexts", "Drift",
-    "EditSettings", "EditableModel", "Editor", "Fact", "FactSet", "KeyCovariance", "NullSpace", "Probe",
+    "EditSettings", "EditableModel", "Editor", "Fact", "FactSet", "KeyCovariance", "NullSpace", "Patch", "Probe",
     "RefusedInput", "SubjectMerged", "Threshold", "Update", "ValueSettings", "XtremeReport", "ask",
     "cached_covariance", "collect_covariance", "evaluate_xtreme", "exact_null_space", "inspect", "load_data",
     "load_model", "load_task", "optimise_values", "prepare_editor", "questions", "run_cells", "sample_contexts",

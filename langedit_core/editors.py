@@ -39,7 +39,10 @@ class EditSettings(BaseModel):
 
     `space` says which directions an update may use:
     `whole` (MEMIT), `static` null(C₀) (AlphaEdit), `running` null(C̄_{t−1}) decomposed anew every batch (LangEdit as
-    XX
+    written), `incremental` null(C₀) less the span of all past keys, without a decomposition per step (EvoEdit),
+    `full_keys` the same space from an SVD of all keys stored so far, `randomized` as `running` by a randomised range
+    finder, or `released`, LangEdit's published code: a mix of a mean with cumulative sums, at fixed sample counts.
+
     A running mean shrinks as its count n̄ grows, by n₀/n̄ in every direction that gets no key: under a fixed cut,
     directions that C₀ protects would become free one after another. So `running` cuts C̄ at cut · n₀/n̄. That is the
     sum of kkᵀ cut at n₀ · cut; a sum never shrinks in any direction, so the number of free directions never grows, and
