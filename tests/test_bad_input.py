@@ -2,8 +2,8 @@
 
 subject not in the prompt, `{}` missing or doubled   test_records, test_tokens; loaders drop and count: test_mzsre
 empty target, or one without tokens                  test_records, test_tokens, test_editors, test_metrics
-truncated, altered or forged patch                     test_patch_files
-facts from a file                                      test_fact_files, test_checking
+truncated, altered or forged patch                   test_patch_files
+facts from a file                                    test_fact_files, test_checking
 unknown language                                     test_records, test_study, test_editors
 unknown method                                       test_editors, test_study
 unknown profile, data set, cell group                test_study
