@@ -90,7 +90,7 @@ def reading(study: Study, data: str, most: float = 0.05) -> list[str]:
     values = 100 * table["values"] / table["total"]
     out = [
         f"Finding values takes {values.min():.0f} to {values.max():.0f} % of a batch ({_plural(len(table), 'method')}, "
-        f"at least {_plural(table['n'].min(), 'batch')} each); with {first} a batch takes "
+        f"at least {_plural(int(table['n'].min()), 'batch')} each); with {first} a batch takes "
         f"{table.loc[first, 'total']:.1f} s without measuring."
     ]
     worst = table["projection, %"].idxmax()
