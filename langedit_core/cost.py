@@ -8,13 +8,14 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterable, Sequence
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pandas as pd
 
 from langedit_core.editors import METHODS, settings_for
-from langedit_core.estimate import PASSES, Rate, Shapes, Texts, memory, shapes_of, state, texts_of, work
+from langedit_core.estimate import PASSES, Rate, Shapes, Texts, memory, shapes_of, state, work
 from langedit_core.languages import CORE
 from langedit_core.profiles import hyperparameters
 from langedit_core.results import Cell
@@ -90,7 +91,7 @@ def reading(study: Study, data: str, most: float = 0.05) -> list[str]:
     values = 100 * table["values"] / table["total"]
     out = [
         f"Finding values takes {values.min():.0f} to {values.max():.0f} % of a batch ({_plural(len(table), 'method')}, "
-        f"at least {_plural(table['n'].min(), 'batch')} each); with {first} a batch takes "
+        f"at least {_plural(int(table['n'].min()), 'batch')} each); with {first} a batch takes "
         f"{table.loc[first, 'total']:.1f} s without measuring."
     ]
     worst = table["projection, %"].idxmax()
@@ -145,7 +146,7 @@ def memory_table(
 
 def peak_table(methods: Sequence[str] = ("memit", "alphaedit", "langedit", "evoedit", "langedit-full")) -> pd.DataFrame:
     """GB of editing Llama3-8B with the paper's settings, by `estimate.memory`: an estimate from shapes, per part."""
-    shapes, rows = shapes_of(PAPER_MODEL), []
+    shapes, rows = _shapes(), []
     for method in methods:
         cell, texts = _paper_cell(method, rounds=6)
         parts = memory(shapes, cell, texts)
@@ -168,7 +169,7 @@ def paper_seconds(tflops: float = 60.0, passes: Sequence[float] | None = None) -
         tflops: The device's float32 throughput; the paper's is not known.
         passes: Share of the allowed steps used, at the low and high end; None: Adam's as measured here, and all.
     """
-    shapes, rate = shapes_of(PAPER_MODEL), Rate.given(tflops)
+    shapes, rate = _shapes(), Rate.given(tflops)
     ends, rows = passes or (PASSES["adam"], 1.0), []
     for method, seconds in PAPER.items():
         row: dict[str, object] = {"method": method, "paper, s": seconds}
@@ -195,8 +196,18 @@ def _paper_cell(method: str, rounds: int) -> tuple[Cell, list[Texts]]:
         model=PAPER_MODEL, data="atlas", method=method, settings=hyperparameters(PAPER_MODEL, method),
         langs=CORE[:1], batch=PAPER_BATCH, prefixes=5, prefix_tokens=10,
     )  # fmt: skip
-    texts = texts_of(cell, load_data("atlas", cell.langs))
-    return cell.model_copy(update=dict(rounds=rounds)), texts * rounds
+    return cell.model_copy(update=dict(rounds=rounds)), _texts() * rounds
+
+
+@cache
+def _texts() -> list[Texts]:
+    facts = load_data("atlas", CORE[:1]).select(CORE[:1], PAPER_BATCH)
+    return [Texts.of(facts[0])]
+
+
+@cache
+def _shapes() -> Shapes:
+    return shapes_of(PAPER_MODEL)
 
 
 def paper_reading(table: pd.DataFrame, tflops: float) -> list[str]:

@@ -52,6 +52,7 @@ def stacked(
             axes.set_title(name, fontsize=9)
             axes.set(xlabel=xlabel, ylim=(len(part) - 0.5, -0.5), xlim=(0, 1.15 * max(left.max(), 1e-9)))
             axes.set_yticks(y, part["method"], fontsize=8)
+            axes.set_xticks([tick for tick in axes.get_xticks() if tick <= axes.get_xlim()[1]])
             axes.grid(axis="y", visible=False)
         fig.suptitle(title, x=0.01, ha="left", fontsize=12)
         fig.legend(*fig.axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=len(parts))
@@ -84,6 +85,8 @@ def refresh_lines(table: pd.DataFrame, *, title: str = "") -> Figure:
             axes.set(xscale="log", yscale="log", title=f"{n} new keys", xlabel="width d of the edited matrix")
             axes.set_xticks(widths, [f"{d}" for d in widths], fontsize=8)
             axes.minorticks_off()
+        low, high = panels[0].get_ylim()
+        panels[0].set_yticks([tick for tick in panels[0].get_yticks() if low <= tick <= high])
         panels[0].set_ylabel("seconds")
         if (table["n"] == 0).any():
             (lines["estimate"],) = panels[0].plot([], [], "o--", color=GREY, mfc="white", ms=6, lw=1)
