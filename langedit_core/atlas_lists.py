@@ -49,9 +49,7 @@ def load_lists(path: Path = PATH) -> dict[str, ListLanguage]:
         content = json.loads(path.read_text("utf-8"))
         rows, header = content["languages"], content["header"]
         expected = header["sha256"]
-        text = json.dumps(
-            [header["subjects"], rows], ensure_ascii=False, sort_keys=True, separators=(",", ":")
-        )
+        text = json.dumps([header["subjects"], rows], ensure_ascii=False, sort_keys=True, separators=(",", ":"))
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{path.name} is damaged ({error!r}); reinstall the package") from error
     if digest(text) != expected:

@@ -19,7 +19,7 @@ from torch import Tensor
 from langedit_core.covariance import KeyCovariance
 from langedit_core.nullspace import NullSpace, Threshold, cut_spectrum
 
-SAMPLE = 400
+SAMPLE = 100
 """Protected keys that are looked at again, evenly spaced."""
 
 COLUMNS = ("protected", "rank", "survival", "smallest", "exposed")

@@ -8,8 +8,10 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +20,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from langedit_core.analysis import open_study
 from langedit_core.capacity import (
     COLUMNS,
     covariance_curve,
@@ -32,7 +35,7 @@ from langedit_core.capacity import (
     synthetic_limits,
 )
 from langedit_core.covariance import KeyCovariance, cached_covariance, corpus_hash
-from langedit_core.languages import LANGUAGES
+from langedit_core.languages import CORE, LANGUAGES
 from langedit_core.models import EditableModel
 from langedit_core.nullspace import NullSpace, Threshold, exact_null_space
 from langedit_core.profiles import hyperparameters
@@ -46,7 +49,6 @@ log = logging.getLogger(__name__)
 ENGINE = 1
 """Raised whenever the same inputs would give other numbers; part of every result's hash."""
 
-EXACT = "exact keys, no C₀"
 SHARES = (0.5, 0.2, 0.1, 0.05)
 """Levels of capacity at which a limit is reported."""
 
@@ -96,13 +98,12 @@ def highest_layer(model: EditableModel) -> int:
     return hyperparameters(model.name, "langedit").layers[-1]
 
 
-def available(names: str, langs: Mapping[str, Sequence[str]] | None = None) -> tuple[list[FactSet], list[str]]:
+def available(names: str) -> tuple[list[FactSet], list[str]]:
     """Data sets by their names, separated by spaces, in all their languages, and a sentence for each that is absent."""
-    languages = {"atlas": tuple(LANGUAGES)[:6], "mzsre": tuple(LANGUAGES)} | dict(langs or {})
     found, absent = [], []
     for name in names.split():
         try:
-            found.append(load_data(name, languages.get(name, tuple(LANGUAGES)[:6])))
+            found.append(load_data(name, tuple(LANGUAGES) if name == "mzsre" else CORE))
         except FileNotFoundError as error:
             absent.append(f"{name} is left out: {error}")
     return found, absent
@@ -140,29 +141,32 @@ def mixed_keys(
         for fact in by_lang.values()
     ]
     candidates.sort(key=lambda pair: digest(str(seed), pair[0], pair[1].id, pair[1].lang))
-    chosen = candidates[:facts]
+    chosen, tokens, merged = [], [], Counter()
+    for name, fact in candidates:
+        if len(chosen) == facts:
+            break
+        rows, _ = token_rows(model, [(fact.prompt, fact.subject)])
+        if rows:
+            chosen.append((name, fact))
+            tokens += rows
+        else:
+            merged[name, fact.lang] += 1
     groups: dict[tuple[str, str, str], list[int]] = {}
     for i, (name, fact) in enumerate(chosen):
         groups.setdefault((name, fact.lang, fact.relation), []).append(i)
-    rows, order = [], []
-    for members in groups.values():
-        found, located = token_rows(model, [(chosen[i][1].prompt, chosen[i][1].subject) for i in members])
-        rows.append(found)
-        order += [members[i] for i in located]
-    read = cached_keys(model, rows, layer, results, quiet=quiet)
-    keys = read[:, np.argsort(order)]
-    told = pd.DataFrame(
-        [dict(data=chosen[i][0], lang=chosen[i][1].lang, relation=chosen[i][1].relation) for i in sorted(order)]
+    read = cached_keys(
+        model, [[tokens[i] for i in members] for members in groups.values()], layer, results, quiet=quiet
     )
-    used, merged = set(order), {}
-    for i, (name, fact) in enumerate(chosen):
-        merged.setdefault((name, fact.lang), []).append(i not in used)
+    keys = torch.empty_like(read)
+    keys[:, [i for members in groups.values() for i in members]] = read
+    told = pd.DataFrame([dict(data=name, lang=fact.lang, relation=fact.relation) for name, fact in chosen])
+    used = Counter((name, fact.lang) for name, fact in chosen)
     counts = pd.DataFrame(
-        [dict(data=d, lang=lang, used=out.count(False), merged=sum(out)) for (d, lang), out in sorted(merged.items())]
+        [dict(data=d, lang=lang, used=n, merged=merged[d, lang]) for (d, lang), n in sorted(used.items())]
     )
     texts = [text for of in data for lang in of.languages for text in of.corpus[lang][:corpus_limit]]
     key = dict(
-        model=model.fingerprint, layer=layer, seed=seed, facts=len(order), corpus=corpus_hash(texts),
+        model=model.fingerprint, layer=layer, seed=seed, facts=len(chosen), corpus=corpus_hash(texts),
         data=[of.fingerprint for of in data],
     )  # fmt: skip
     covariance = cached_covariance(model, (layer,), texts)[layer]
@@ -243,6 +247,10 @@ def told_limit(curve: pd.DataFrame, share: float) -> str:
     return f"> {int(curve['protected'].iloc[-1])}" if np.isnan(found) else f"{found:.0f}"
 
 
+def _after(told: str) -> str:
+    return told if told == "at once" else f"not within {told[2:]} keys" if told[0] == ">" else f"after {told} keys"
+
+
 def whole(number: float) -> str:
     return "" if np.isnan(number) else f"{number:.0f}"
 
@@ -267,13 +275,51 @@ def predictions(mixed: MixedKeys, found: pd.DataFrame) -> pd.DataFrame:
     return pd.concat(rows, ignore_index=True)
 
 
+def enough(mixed: MixedKeys) -> bool:
+    """Whether the spectrum of these keys says something about that of all keys: twice as many keys as directions."""
+    return mixed.keys.shape[1] >= 2 * len(mixed.keys)
+
+
+def finished(profile: str, group: str, results: str, records: str, model: str, *, loaded: EditableModel | None = None):
+    """A cell group as a list of one study; of a partial profile without a finished cell, an empty one and why.
+
+    Args:
+        profile: Profile name or YAML file.
+        group: Cell group.
+        results: Folder of cells.
+        records: Folder of records.
+        model: Another model than the profile's; "" for that one.
+        loaded: The model, if it is loaded already.
+
+    Returns:
+        Studies, none or one, and a sentence for each that is absent.
+    """
+    try:
+        return [open_study(profile, group, results, records=records, model=loaded, model_name=model or None)], []
+    except FileNotFoundError as error:
+        return [], [f"No edits to show yet: {error}."]
+
+
+def few_facts(model: EditableModel, data: Sequence[FactSet], n: int, seed: int = 0) -> list[Fact]:
+    """The first facts to edit, by hash, in the first language of the first data set, that can be located."""
+    of = data[0]
+    lang = of.languages[0]
+    ids = sorted(
+        (i for i in of.facts if of.splits[i] == "edit" and lang in of.facts[i]), key=lambda i: digest(str(seed), i)
+    )
+    facts = (of.facts[i][lang] for i in ids)
+    return list(islice((f for f in facts if token_rows(model, [(f.prompt, f.subject)])[0]), n))
+
+
 def unit(keys: Float[Tensor, "d n"]) -> Float[Tensor, "d n"]:
     """Keys of length one: capacity is a mean of shares, so every key counts alike."""
     return keys.double() / keys.double().norm(dim=0).clamp_min(torch.finfo(torch.float64).tiny)
 
 
 def model_errors(told: pd.DataFrame) -> pd.DataFrame:
-    """How far the prediction is off: per fraction mean and largest |predicted − measured|, over `n` moments."""
+    """How far the prediction is off: per fraction mean and largest |predicted − measured|, over the `n` moments at which
+    directions are left (later, both are zero)."""
+    told = told[told["protected"] < told["free"]]
     gap = (told["predicted"] - told["survival"]).abs()
     frame = told.assign(gap=gap).groupby("fraction", sort=False)
     return frame.agg(
@@ -286,7 +332,12 @@ def synthetic(widths: str, results: str | Path | None = None, seed: int = 0) -> 
     """`capacity.synthetic_limits` for widths separated by spaces, each kept by itself."""
     parts = [
         pd.DataFrame(
-            kept(results, "synthetic", dict(d=d, seed=seed), lambda d=d: synthetic_limits((d,), seed=seed).to_dict("records"))
+            kept(
+                results,
+                "synthetic",
+                dict(d=d, seed=seed),
+                lambda d=d: synthetic_limits((d,), seed=seed).to_dict("records"),
+            )
         )
         for d in map(int, widths.split())
     ]
@@ -308,7 +359,9 @@ def fitted_on_real(fit: pd.DataFrame, told: pd.DataFrame, found: pd.DataFrame, d
     return pd.DataFrame(rows)
 
 
-def reading(mixed: MixedKeys, found: pd.DataFrame, told: pd.DataFrame, synth: pd.DataFrame, fit: pd.DataFrame) -> list[str]:
+def reading(
+    mixed: MixedKeys, found: pd.DataFrame, told: pd.DataFrame, synth: pd.DataFrame, fit: pd.DataFrame
+) -> list[str]:
     """Sentences about where capacity ends, for exact keys and for the covariance, and what decides it."""
     by, n, langs = series(found), mixed.keys.shape[1], mixed.facts["lang"].nunique()
     sentences = [
@@ -319,10 +372,10 @@ def reading(mixed: MixedKeys, found: pd.DataFrame, told: pd.DataFrame, synth: pd
         if how != "exact keys":
             continue
         bends = knee(part)
-        words = [f"{told_limit(part, share)} keys at {share:g}" for share in SHARES]
+        words = [f"{share:g} {_after(told_limit(part, share))}" for share in SHARES]
         start = "nothing protected at first" if fraction == 1 else f"{fraction:.0%} of directions free"
         sentences.append(
-            f"Exact keys, {start}: capacity {part['survival'].iloc[0]:.2f} at first; it falls to a share after "
+            f"Exact keys, {start}: capacity is {part['survival'].iloc[0]:.2f} at first and falls to "
             f"{', '.join(words)}" + ("." if np.isnan(bends) else f"; its knee is at {bends:.0f} keys.")
         )
     for (how, fraction), part in by.items():
@@ -331,20 +384,31 @@ def reading(mixed: MixedKeys, found: pd.DataFrame, told: pd.DataFrame, synth: pd
             continue
         last = part.iloc[-1]
         same = other[other["protected"] <= last["protected"]].iloc[-1]
-        earlier = "earlier" if last["survival"] < same["survival"] - 1e-3 else "not earlier"
+        earlier = "earlier" if last["survival"] < same["survival"] - 1e-3 else "no earlier"
+        level = 0.5 * part["survival"].iloc[0]
+        words = [_after(told_limit(curve, level)) for curve in (part, other)]
         sentences.append(
-            f"The running covariance ({fraction:.0%} free) reaches the limit {earlier} than exact keys: after "
-            f"{int(last['protected'])} keys {int(last['rank'])} directions and a capacity of {last['survival']:.2f} are left, "
-            f"against {int(same['rank'])} and {same['survival']:.2f}. What it leaves is not protected: past keys keep "
-            f"{last['exposed']:.2f} of their energy in the free space (exact keys: {same['exposed']:.1e})."
+            f"The running covariance ({fraction:.0%} free) reaches the limit {earlier} than exact keys: half of its first "
+            f"capacity is gone {words[0]} (exact keys: {words[1]}); after {int(last['protected'])} keys {int(last['rank'])} "
+            f"directions and a capacity of {last['survival']:.2f} are left, against {int(same['rank'])} and "
+            f"{same['survival']:.2f}. What it leaves is not protected: past keys keep {last['exposed']:.2f} of their energy in "
+            f"the free space (exact keys: {same['exposed']:.1e})."
         )
     gaps = model_errors(told)
     off = (synth["predicted"] / synth["measured"] - 1).abs()
     sentences.append(
         f"κm/trΣ predicts the limits of synthetic keys (d = {synth['d'].min()} to {synth['d'].max()}, n = {len(off)}) with a "
-        f"median error of {off.median():.1%}, at most {off.max():.1%}; real keys, which come in groups, differ from it by "
-        f"{gaps['mean_gap'].mean():.3f} on average and {gaps['largest_gap'].max():.3f} at most."
+        f"median error of {off.median():.1%}, at most {off.max():.1%}."
     )
+    if enough(mixed):
+        sentences.append(
+            f"From the spectrum of all {n} real keys it gives their curves to {gaps['mean_gap'].mean():.3f} on average and "
+            f"{gaps['largest_gap'].max():.3f} at most (capacity at {gaps['n'].sum()} moments while directions are left)."
+        )
+    else:
+        sentences.append(
+            f"The spectrum of {n} keys says little about d_ff = {len(mixed.keys)} directions, so no curve is predicted from it."
+        )
     for row in fit.itertuples():
         sentences.append(
             f"Fit on synthetic keys, capacity at {row.share:g} of its start (n = {row.n}): m* = {row.constant:.2f} · "

@@ -151,7 +151,9 @@ def contrasts(similarity: pd.DataFrame, marks: pd.DataFrame, seed: int = 0) -> p
         within = _pairs(codes[name], True) & _pairs(other, False)
         without = _pairs(codes[name], False) & _pairs(other, False)
         row = dict(pairs=f"same {name} − other {name}, where the {'family' if script else 'script'} differs")
-        rows.append(row | _resampled(values, within, without, draws) | dict(p=_permuted(values, codes[name], other, rng)))
+        rows.append(
+            row | _resampled(values, within, without, draws) | dict(p=_permuted(values, codes[name], other, rng))
+        )
     return pd.DataFrame(rows, columns=["pairs", "value", "low", "high", "n", "p"])
 
 
@@ -211,5 +213,7 @@ def grouped(matrix: pd.DataFrame, groups: Sequence[str]) -> pd.DataFrame:
     pairs = 1.0 - np.eye(len(codes))
     counts = one.T @ pairs @ one
     with np.errstate(invalid="ignore"):
-        found = np.where(counts > 0, one.T @ (matrix.to_numpy() * pairs) @ one / np.where(counts > 0, counts, 1), np.nan)
+        found = np.where(
+            counts > 0, one.T @ (matrix.to_numpy() * pairs) @ one / np.where(counts > 0, counts, 1), np.nan
+        )
     return pd.DataFrame(found, index=names, columns=names)

@@ -82,7 +82,9 @@ def build() -> str:
     if babel.__version__ != BABEL_VERSION or get_global("cldr")["version"] != CLDR_VERSION:
         raise ValueError(f"babel {babel.__version__} is installed, the lists need babel {BABEL_VERSION}")
     atlas = json.loads(ATLAS.read_text("utf-8"))
-    known = {row["subject"].split("/")[1] for row in atlas["facts"] if row["id"].startswith(("currency/", "continent/"))}
+    known = {
+        row["subject"].split("/")[1] for row in atlas["facts"] if row["id"].startswith(("currency/", "continent/"))
+    }
     shown = {territory for territory, _ in EXAMPLES}
     raw = {
         lang: load(lang, merge_inherited=False)
@@ -113,7 +115,12 @@ def build() -> str:
     header = {
         "subjects": subjects,
         "sources": [
-            {"name": "babel", "version": BABEL_VERSION, "data": "CLDR 47 names, likely scripts", "licence": "Unicode-3.0"},
+            {
+                "name": "babel",
+                "version": BABEL_VERSION,
+                "data": "CLDR 47 names, likely scripts",
+                "licence": "Unicode-3.0",
+            },
             {"name": "Glottolog", "data": "top-level families, and branches of Indo-European", "licence": "CC BY 4.0"},
         ],
     }
