@@ -7,7 +7,7 @@ e.g. Hastie et al., arXiv 1903.08560), so that capacity(m) = κ m / tr Σ: for u
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 import pandas as pd
@@ -34,8 +34,8 @@ def incremental_curve(space: NullSpace, keys: Float[Tensor, "d n"], batch: int) 
         batch: Keys protected at a time.
 
     Returns:
-        A row per batch that is still to come: `COLUMNS`; `survival` is the mean of the next batch's keys, `smallest` its
-        smallest, `exposed` the mean over keys protected already.
+        A row per batch that is still to come: `COLUMNS`; `survival` is the mean of the next batch's keys, `smallest`
+        its smallest, `exposed` the mean over keys protected already.
 
     Raises:
         ValueError: Less than one key, or a batch below one.
@@ -112,7 +112,7 @@ def _row(space: NullSpace, keys: Tensor, protected: int, coming: Tensor) -> dict
 
 
 def limit(curve: pd.DataFrame, share: float) -> float:
-    """Protected keys at which `survival` first falls to `share`, between rows by a straight line; NaN if it does not."""
+    """Protected keys at which `survival` first falls to `share`, straight lines between rows; NaN if it does not."""
     x, y = curve["protected"].to_numpy(float), curve["survival"].to_numpy(float)
     below = np.flatnonzero(y <= share)
     if not len(below):
@@ -159,7 +159,7 @@ def participation(eigenvalues: Float[Tensor, " d"]) -> float:
     return float(values.sum() ** 2 / values.square().sum()) if values.any() else 0.0
 
 
-def predicted(eigenvalues: Float[Tensor, " d"], protected: Sequence[float]) -> np.ndarray:
+def predicted(eigenvalues: Float[Tensor, " d"], protected: Iterable[int | float]) -> np.ndarray:
     """Capacity after so many keys, as a share of the energy in `eigenvalues`: κ m / Σλ, Σ λ/(λ + κ) = m.
 
     Args:
@@ -169,7 +169,7 @@ def predicted(eigenvalues: Float[Tensor, " d"], protected: Sequence[float]) -> n
     values = eigenvalues.double().numpy()
     values = values[values > 1e-12 * values.max(initial=0.0)]
     total = values.sum()
-    return np.array([1.0 if m <= 0 else 0.0 if m >= len(values) else m * _kappa(values, m) / total for m in protected])
+    return np.array([1.0 if m <= 0 else 0.0 if m >= len(values) else m * _kappa(values, float(m)) / total for m in protected])
 
 
 def predicted_limit(eigenvalues: Float[Tensor, " d"], share: float) -> float:
@@ -248,8 +248,8 @@ def fit_limits(found: pd.DataFrame) -> pd.DataFrame:
     """log m* = a + b log d + c log f + e log(participation / free), by least squares, per share.
 
     Returns:
-        share, n, constant (e^a), width (b), fraction (c), correlation (e), each with its standard error, and `error`, the
-        median |m̂ − m*|/m* of widths left out of the fit, each in turn.
+        share, n, constant (e^a), width (b), fraction (c), correlation (e), each with its standard error, and `error`,
+        the median |m̂ − m*|/m* of widths left out of the fit, each in turn.
     """
     rows = []
     for share, part in found.dropna(subset=["measured"]).groupby("share", sort=False):

@@ -24,7 +24,6 @@ from langedit_core.analysis import open_study
 from langedit_core.capacity import (
     COLUMNS,
     covariance_curve,
-    fit_limits,
     fitted_limit,
     incremental_curve,
     knee,
@@ -145,10 +144,10 @@ def mixed_keys(
     for name, fact in candidates:
         if len(chosen) == facts:
             break
-        rows, _ = token_rows(model, [(fact.prompt, fact.subject)])
-        if rows:
+        located, _ = token_rows(model, [(fact.prompt, fact.subject)])
+        if located:
             chosen.append((name, fact))
-            tokens += rows
+            tokens += located
         else:
             merged[name, fact.lang] += 1
     groups: dict[tuple[str, str, str], list[int]] = {}
@@ -317,8 +316,10 @@ def unit(keys: Float[Tensor, "d n"]) -> Float[Tensor, "d n"]:
 
 
 def model_errors(told: pd.DataFrame) -> pd.DataFrame:
-    """How far the prediction is off: per fraction mean and largest |predicted − measured|, over the `n` moments at which
-    directions are left (later, both are zero)."""
+    """How far the prediction is off: per fraction mean and largest |predicted − measured|.
+
+    Over the `n` moments at which directions are left; later, both are zero.
+    """
     told = told[told["protected"] < told["free"]]
     gap = (told["predicted"] - told["survival"]).abs()
     frame = told.assign(gap=gap).groupby("fraction", sort=False)
@@ -326,6 +327,10 @@ def model_errors(told: pd.DataFrame) -> pd.DataFrame:
         free=("free", "first"), participation=("participation", "first"), mean_gap=("gap", "mean"),
         largest_gap=("gap", "max"), n=("gap", "size"),
     ).reset_index()  # fmt: skip
+
+
+def _limits_of(d: int, seed: int) -> list[dict]:
+    return synthetic_limits((d,), seed=seed).to_dict("records")
 
 
 def synthetic(widths: str, results: str | Path | None = None, seed: int = 0) -> pd.DataFrame:
@@ -366,7 +371,8 @@ def reading(
     by, n, langs = series(found), mixed.keys.shape[1], mixed.facts["lang"].nunique()
     sentences = [
         f"n = {n} keys of layer {mixed.layer} (d_ff = {len(mixed.keys)}), {langs} languages, "
-        f"{' and '.join(dict.fromkeys(mixed.facts['data']))}; C₀ from {mixed.corpus} sentences, {mixed.covariance.count} tokens."
+        f"{' and '.join(dict.fromkeys(mixed.facts['data']))}; C₀ from {mixed.corpus} sentences, "
+        f"{mixed.covariance.count} tokens."
     ]
     for (how, fraction), part in by.items():
         if how != "exact keys":
@@ -388,26 +394,26 @@ def reading(
         level = 0.5 * part["survival"].iloc[0]
         words = [_after(told_limit(curve, level)) for curve in (part, other)]
         sentences.append(
-            f"The running covariance ({fraction:.0%} free) reaches the limit {earlier} than exact keys: half of its first "
-            f"capacity is gone {words[0]} (exact keys: {words[1]}); after {int(last['protected'])} keys {int(last['rank'])} "
-            f"directions and a capacity of {last['survival']:.2f} are left, against {int(same['rank'])} and "
-            f"{same['survival']:.2f}. What it leaves is not protected: past keys keep {last['exposed']:.2f} of their energy in "
-            f"the free space (exact keys: {same['exposed']:.1e})."
+            f"The running covariance ({fraction:.0%} free) reaches the limit {earlier} than exact keys: half of its "
+            f"first capacity is gone {words[0]} (exact keys: {words[1]}); after {int(last['protected'])} keys "
+            f"{int(last['rank'])} directions and a capacity of {last['survival']:.2f} are left, against "
+            f"{int(same['rank'])} and {same['survival']:.2f}. What it leaves is not protected: past keys keep "
+            f"{last['exposed']:.2f} of their energy in the free space (exact keys: {same['exposed']:.1e})."
         )
     gaps = model_errors(told)
     off = (synth["predicted"] / synth["measured"] - 1).abs()
     sentences.append(
-        f"κm/trΣ predicts the limits of synthetic keys (d = {synth['d'].min()} to {synth['d'].max()}, n = {len(off)}) with a "
-        f"median error of {off.median():.1%}, at most {off.max():.1%}."
+        f"κm/trΣ predicts the limits of synthetic keys (d = {synth['d'].min()} to {synth['d'].max()}, n = {len(off)}) "
+        f"with a median error of {off.median():.1%}, at most {off.max():.1%}."
     )
     if enough(mixed):
         sentences.append(
-            f"From the spectrum of all {n} real keys it gives their curves to {gaps['mean_gap'].mean():.3f} on average and "
-            f"{gaps['largest_gap'].max():.3f} at most (capacity at {gaps['n'].sum()} moments while directions are left)."
+            f"From the spectrum of all {n} real keys it gives their curves to {gaps['mean_gap'].mean():.3f} on average "
+            f"and {gaps['largest_gap'].max():.3f} at most ({gaps['n'].sum()} moments while directions are left)."
         )
     else:
         sentences.append(
-            f"The spectrum of {n} keys says little about d_ff = {len(mixed.keys)} directions, so no curve is predicted from it."
+            f"The spectrum of {n} keys says little about d_ff = {len(mixed.keys)} directions: no curve is predicted."
         )
     for row in fit.itertuples():
         sentences.append(

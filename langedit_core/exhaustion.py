@@ -6,7 +6,7 @@ found; the limit is the first round whose own edits succeed less than half of th
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -30,12 +30,17 @@ if TYPE_CHECKING:
 HALF = 0.5
 
 
+def runs(studies: Sequence[Study]) -> list[tuple[Study, str]]:
+    """Every study with each of its data sets."""
+    return [(study, data) for study in studies for data in study.datasets]
+
+
 def by_round(study: Study, data: str) -> pd.DataFrame:
     """What became of the sequence, a row per method and round.
 
     Returns:
-        method, round, edits (so far, at its end), value, low, high, n (efficacy of the round's own edits, each right after
-        its batch, over facts), sofar (efficacy of all tracked edits so far, at the round's end), capacity, rank, written,
+        method, round, edits (so far, at its end), value, low, high, n (efficacy of the round's own edits, each right
+        after its batch, over facts), sofar (efficacy of all tracked edits so far), capacity, rank, written,
         relative_update, relative_total (means over batches and layers, the total at the end), exhausted (facts).
     """
     growth, kept = study.growth(data), study.kept(data)
@@ -46,7 +51,8 @@ def by_round(study: Study, data: str) -> pd.DataFrame:
             now = r.retention[r.retention["edited"] == r.retention["step"]]
             own.append(now.assign(seed=r.cell.seed, round=now["step"] // len(cell.langs)))
         values = pd.concat(own, ignore_index=True)
-        mine = growth[growth["method"] == method].assign(round=lambda g, n=len(cell.langs): g["step"] // n)
+        mine = growth[growth["method"] == method]
+        mine = mine.assign(round=mine["step"] // len(cell.langs))
         after = kept[kept["method"] == method].set_index("step")
         for number, part in values.groupby("round"):
             numbers, last = mine[mine["round"] == number], (number + 1) * len(cell.langs) - 1
@@ -88,10 +94,11 @@ def reading(found: pd.DataFrame, data: str) -> list[str]:
         own, every = row[1], row[2]
         went = "" if own[0] != ">" else f", so these {part['edits'].iloc[-1]} edits do not reach its limit"
         sentences.append(
-            f"{row.method} on {data}: a round's own edits fall below an efficacy of {HALF:g} after {own} edits{went}; all edits "
-            f"so far after {every}. In the last round {format_ci(*part.iloc[-1][['value', 'low', 'high']])} (n = "
-            f"{int(part['n'].iloc[-1])} facts) succeed at once, capacity is {part['capacity'].iloc[-1]:.2f} and "
-            f"{part['written'].iloc[-1]:.2f} of each value is written; {int(part['exhausted'].sum())} facts were exhausted."
+            f"{row.method} on {data}: a round's own edits fall below an efficacy of {HALF:g} after {own} edits{went}; "
+            f"all edits so far after {every}. In the last round {format_ci(*part.iloc[-1][['value', 'low', 'high']])} "
+            f"(n = {int(part['n'].iloc[-1])} facts) succeed at once, capacity is {part['capacity'].iloc[-1]:.2f} and "
+            f"{part['written'].iloc[-1]:.2f} of each value is written; {int(part['exhausted'].sum())} facts were "
+            f"exhausted."
         )
     return sentences
 
@@ -142,14 +149,7 @@ def signatures(model: EditableModel, covariance: KeyCovariance, layer: int, fact
         failure, provoked by, the report says, consequence.
     """
     of = Provoker(model, covariance, layer, facts)
-    makers: tuple[Callable[[Provoker], dict], ...] = (
-        _used_up,
-        _nothing_free,
-        _not_written,
-        _growing,
-        _not_protected,
-        _nan,
-    )
+    makers = (_used_up, _nothing_free, _not_written, _growing, _not_protected, _nan)
     return pd.DataFrame([make(of) for make in makers])
 
 
@@ -158,7 +158,7 @@ def _row(failure: str, provoked: str, says: str, consequence: str) -> dict:
 
 
 def _used_up(of: Provoker) -> dict:
-    report, found = of.report("evoedit", times=2), None
+    report = of.report("evoedit", times=2)
     found = report.layers[of.layer]
     return _row(
         "keys without energy",
@@ -210,8 +210,8 @@ def _not_protected(of: Provoker) -> dict:
     return _row(
         "past keys not protected",
         "langedit as written: the same facts edited a second time",
-        f"capacity = {first.capacity:.3f} before and {second.capacity:.3f} after their keys entered C̄, rank = {first.rank} "
-        f"and {second.rank}: no warning",
+        f"capacity = {first.capacity:.3f} before and {second.capacity:.3f} after their keys entered C̄, rank = "
+        f"{first.rank} and {second.rank}: no warning",
         "the second update is free to overwrite the first",
     )
 

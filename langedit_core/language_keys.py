@@ -22,12 +22,12 @@ from langedit_core.subject_keys import cached_keys, token_rows
 from langedit_core.subspaces import (
     Halves,
     Tree,
+    angles,
     chance_taken,
     cluster,
     contrasts,
     directions,
     grouped,
-    angles,
     overlaps,
     relative,
     taken,
@@ -38,7 +38,6 @@ SCRIPTS = {  # ISO 15924 codes of scripts that several languages share, as peopl
     "Latn": "Latin", "Cyrl": "Cyrillic", "Arab": "Arabic", "Deva": "Devanagari", "Ethi": "Ethiopic", "Beng": "Bengali",
     "Hani": "Chinese",
 }  # fmt: skip
-FEW = 2  # keys per half and direction below which a main direction is mostly noise
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -166,8 +165,7 @@ def _compared(
 
 
 def per_language(of: LanguageKeys) -> pd.DataFrame:
-    """A row per language: marks, keys, split half and mean with other languages (overlap, energy taken from it), and the
-    language most like it."""
+    """A row per language: marks, keys, overlap with itself (split half) and others, energy taken from it."""
     like = of.likeness.to_numpy(copy=True)
     np.fill_diagonal(like, -np.inf)
     off = ~np.eye(len(like), dtype=bool)
@@ -183,7 +181,7 @@ def per_language(of: LanguageKeys) -> pd.DataFrame:
 
 
 def angle_table(of: LanguageKeys, pairs: Sequence[tuple[str, str]] | None = None) -> pd.DataFrame:
-    """Smallest, median and largest principal angle in degrees, of the most and least alike pairs unless pairs are named.
+    """Smallest, median and largest principal angle in degrees, of named pairs or the most and least alike.
 
     Between one half of a language and the other half of the other language; a language with itself is its split half.
     """
@@ -211,13 +209,12 @@ def contrast_table(of: LanguageKeys, seed: int = 0) -> pd.DataFrame:
 
 
 def blocks(of: LanguageKeys, by: str = "branch", smallest: int = 2) -> pd.DataFrame:
-    """Mean likeness between groups of languages, ordered as their clusters are; groups smaller than `smallest` are pooled
-    as "others".
+    """Mean likeness between groups of languages, ordered as their clusters are.
 
     Args:
         of: Keys.
         by: Column of the marks.
-        smallest: Languages that make a group.
+        smallest: Languages that make a group; smaller ones are pooled as "others".
     """
     groups = group_of(of, by, smallest)
     matrix = grouped(of.likeness, groups)
@@ -238,8 +235,7 @@ def group_of(of: LanguageKeys, by: str, smallest: int = 2) -> list[str]:
 
 
 def reading(of: LanguageKeys, table: pd.DataFrame) -> list[str]:
-    """Sentences: how much of a language's capacity another takes, whether languages differ from samples of one, and what
-    scripts and families have to do with it.
+    """Sentences: what one language takes from another, whether languages differ, what scripts and families do to it.
 
     Args:
         of: Keys.
@@ -247,7 +243,7 @@ def reading(of: LanguageKeys, table: pd.DataFrame) -> list[str]:
     """
     off = ~np.eye(len(of.langs), dtype=bool)
     takes, own = of.taken.to_numpy(), np.diag(of.taken)
-    half = next(iter(of.halves.values())).first.shape[1]
+    d = len(next(iter(of.halves.values())).first)
     sentences = [
         f"{of.name}: {len(of.langs)} languages, up to {of.facts} facts each, layer {of.layer}; {of.k} main directions, "
         f"two halves of the facts."
@@ -255,22 +251,22 @@ def reading(of: LanguageKeys, table: pd.DataFrame) -> list[str]:
     i, j = np.unravel_index(np.where(off, takes, -1).argmax(), takes.shape)
     a, b = np.unravel_index(np.where(off, takes, 2).argmin(), takes.shape)
     sentences.append(
-        f"Protecting about {half} keys of one language takes {np.mean(takes[off]):.2f} of the energy of another language's "
-        f"keys (mean of {off.sum()} ordered pairs; most {takes[i, j]:.2f}, {of.langs[i]} from {of.langs[j]}; least "
-        f"{takes[a, b]:.2f}, {of.langs[a]} from {of.langs[b]}) and {own.mean():.2f} of its own other facts' (n = {len(own)}); "
-        f"random directions would take {chance_taken(of.halves):.2f}."
+        f"Protecting half of one language's keys takes {np.mean(takes[off]):.2f} of the energy of another's (mean of "
+        f"{off.sum()} ordered pairs; most {takes[i, j]:.2f}, {of.langs[i]} from {of.langs[j]}; least "
+        f"{takes[a, b]:.2f}, {of.langs[a]} from {of.langs[b]}) and {own.mean():.2f} of its own other half's "
+        f"(n = {len(own)}); as many random directions would take {chance_taken(of.halves):.2f}."
     )
     for name, matrix in (("as they are", of.overlap), ("less their language's mean", of.centred)):
         values = matrix.to_numpy()
         sentences.append(
-            f"Overlap of main directions of keys {name}: {values[off].mean():.2f} between languages, {np.diag(values).mean():.2f} "
-            f"between two halves of one language, {of.k / len(next(iter(of.halves.values())).first):.3f} by chance."
+            f"Overlap of main directions of keys {name}: {values[off].mean():.2f} between languages, "
+            f"{np.diag(values).mean():.2f} between two halves of one language, {of.k / d:.3f} by chance."
         )
     for row in table.itertuples():
         if row.pairs.startswith("same") and "−" in row.pairs and np.isfinite(row.value):
             shown = "shown" if np.isfinite(row.p) and row.p < 0.05 and row.low > 0 else "not shown"
             sentences.append(
-                f"Likeness, {row.pairs}: {format_ci(row.value, row.low, row.high)}, n = {row.n} languages, p = {row.p:.3f} "
-                f"(permuted over languages): a difference is {shown}."
+                f"Likeness, {row.pairs}: {format_ci(row.value, row.low, row.high)}, n = {row.n} languages, "
+                f"p = {row.p:.4f} (permuted over languages): a difference is {shown}."
             )
     return sentences

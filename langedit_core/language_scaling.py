@@ -102,7 +102,7 @@ def table(study: Study, data: str) -> pd.DataFrame:
 
 
 def curve(study: Study, data: str) -> pd.DataFrame:
-    """Efficacy of the first position's shared facts after every batch: method, languages, edits, value, low, high, n."""
+    """Efficacy of the first position's shared facts after every batch, with intervals."""
     first = {seed: {(f, lang) for t, f, lang in found if t == 0} for seed, found in shared(study, data).items()}
     out = []
     for r in _runs(study, data):
@@ -129,8 +129,8 @@ def curve(study: Study, data: str) -> pd.DataFrame:
 def prices(study: Study, data: str) -> pd.DataFrame:
     """What more edits and what more languages cost, paired over the shared facts.
 
-    `more languages`: run with more languages − run with fewest, both at the end, so with as many edits. `more edits`: in
-    the run with fewest languages, at the end − right after their own batch. P-values are corrected together (Holm).
+    `n languages for m`: run with n languages − run with fewest, both at the end, so with as many edits. `more edits`:
+    in the run with fewest languages, at the end − right after their own batch. P-values are corrected together (Holm).
 
     Returns:
         method, metric, effect, difference, low, high, n, p_holm, verdict.

@@ -193,8 +193,8 @@ def clustered(
         ):
             handles = [Patch(color=colour, label=name) for name, colour in zip(names, colours, strict=True)]
             found = notes.legend(
-                handles=handles, title=heading, loc="upper left", bbox_to_anchor=(x, 1.0), ncols=3 if x == 0 else 4, fontsize=7.5,
-                alignment="left", columnspacing=0.9, handlelength=1.1,
+                handles=handles, title=heading, loc="upper left", bbox_to_anchor=(x, 1.0), ncols=3 if x == 0 else 4,
+                fontsize=7.5, alignment="left", columnspacing=0.9, handlelength=1.1,
             )  # fmt: skip
             notes.add_artist(found)
         fig.suptitle(title, x=0.01, ha="left", fontsize=12)

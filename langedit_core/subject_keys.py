@@ -36,7 +36,7 @@ class _Enough(Exception):
 
 
 def token_rows(model: EditableModel, prompts: Sequence[tuple[str, str]]) -> tuple[list[tuple[int, ...]], list[int]]:
-    """Token ids of (template, subject) pairs up to the subject's last token, and the indices of the pairs that have one.
+    """Token ids of (template, subject) pairs up to the subject's last token, and the indices of pairs that have one.
 
     A pair whose subject merges with what follows it is left out.
     """

@@ -1,8 +1,9 @@
 """How the keys of two languages lie to each other: principal angles, and the energy one takes from the other.
 
-overlap(A, B) = ‖U_AᵀU_B‖²/k = mean cos²θ over the k principal angles of the main directions; taken(A → B) = 1 − ‖P_A k_B‖²
-/‖k_B‖² with P_A the projection off all keys of A. Both compare one half of the facts in A with the other half in B, so
-that A with itself is what two samples of one language give, and equal names count for nothing.
+overlap(A, B) = ‖U_AᵀU_B‖²/k = mean cos²θ over the k principal angles of the main directions;
+taken(A → B) = 1 − ‖P_A k_B‖²/‖k_B‖² with P_A the projection off all keys of A. Both compare one half
+of the facts in A with the other half in B, so that A with itself is what two samples of one language give, and equal
+names count for nothing.
 """
 
 from __future__ import annotations
@@ -37,7 +38,7 @@ def directions(keys: Float[Tensor, "d n"], k: int, *, centred: bool = False) -> 
 
 
 def angles(a: Float[Tensor, "d k"], b: Float[Tensor, "d l"]) -> Float[Tensor, " m"]:
-    """Principal angles between two spans, radians, ascending; `a` and `b` have orthonormal columns (Björck, Golub 1973)."""
+    """Principal angles of two spans (Björck, Golub 1973), radians, ascending; `a`, `b` have orthonormal columns."""
     return torch.linalg.svdvals(a.T @ b).clamp(0, 1).acos()
 
 
@@ -65,7 +66,7 @@ def overlaps(halves: Mapping[str, Halves], k: int, *, centred: bool = False) -> 
 
 
 def taken(halves: Mapping[str, Halves]) -> pd.DataFrame:
-    """Share of the energy of the columns' keys that the span of the rows' keys takes away; the diagonal is the split half."""
+    """Share of the energy of the columns' keys that the span of the rows' takes; the diagonal is the split half."""
     found = np.zeros((len(halves), len(halves)))
     for one, other in (("first", "second"), ("second", "first")):
         tested = torch.cat([getattr(h, other) for h in halves.values()], dim=1).float()
@@ -85,7 +86,7 @@ def chance_taken(halves: Mapping[str, Halves]) -> float:
 
 
 def relative(overlap: pd.DataFrame) -> pd.DataFrame:
-    """Overlap over the geometric mean of the two split halves: 1 where two languages are as alike as one is to itself."""
+    """Overlap over the geometric mean of the split halves: 1 where two languages are as alike as one is to itself."""
     own = np.sqrt(np.diag(overlap.to_numpy()))
     return overlap / own[:, None] / own[None, :]
 

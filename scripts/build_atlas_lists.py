@@ -1,4 +1,4 @@
-"""Builds langedit_core/data/atlas_lists.json: names of 128 territories in 135 languages, and four example lines in each.
+"""Builds langedit_core/data/atlas_lists.json: 128 territories in 135 languages, and four example lines in each.
 
 The names are CLDR 47's own (nothing inherited); a language is taken if it names all territories and the four example
 currencies. Scripts are CLDR's likely subtags; families are Glottolog's top-level ones, written down here by hand.
