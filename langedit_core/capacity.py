@@ -169,7 +169,9 @@ def predicted(eigenvalues: Float[Tensor, " d"], protected: Iterable[int | float]
     values = eigenvalues.double().numpy()
     values = values[values > 1e-12 * values.max(initial=0.0)]
     total = values.sum()
-    return np.array([1.0 if m <= 0 else 0.0 if m >= len(values) else m * _kappa(values, float(m)) / total for m in protected])
+    inside = (min(max(float(m), 0.0), float(len(values))) for m in protected)
+    shares = (1.0 if m == 0 else 0.0 if m == len(values) else m * _kappa(values, m) / total for m in inside)
+    return np.array(list(shares))
 
 
 def predicted_limit(eigenvalues: Float[Tensor, " d"], share: float) -> float:

@@ -131,7 +131,8 @@ def test_correlated_keys_are_predicted_from_their_spectrum(alpha):
     d, values = 200, capacity.power_law(200, alpha)
     left = torch.stack([capacity.energies_left(gaussian(d, d, s, values)) for s in range(20)]).mean(0)
     told = capacity.predicted(values, range(d))
-    assert np.abs(left.numpy() - told).mean() < 0.01
+    gap = left.numpy() - told
+    assert abs(gap.mean()) < 0.005 and np.abs(gap).mean() < 0.03  # single keys scatter
     assert told[0] == 1 and (np.diff(told) < 0).all()
 
 
