@@ -8,6 +8,7 @@ e.g. Hastie et al., arXiv 1903.08560), so that capacity(m) = κ m / tr Σ: for u
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from numbers import Real
 
 import numpy as np
 import pandas as pd
@@ -159,7 +160,7 @@ def participation(eigenvalues: Float[Tensor, " d"]) -> float:
     return float(values.sum() ** 2 / values.square().sum()) if values.any() else 0.0
 
 
-def predicted(eigenvalues: Float[Tensor, " d"], protected: Iterable[int | float]) -> np.ndarray:
+def predicted(eigenvalues: Float[Tensor, " d"], protected: Iterable[Real]) -> np.ndarray:
     """Capacity after so many keys, as a share of the energy in `eigenvalues`: κ m / Σλ, Σ λ/(λ + κ) = m.
 
     Args:
