@@ -191,6 +191,7 @@ def _kappa(values: np.ndarray, m: float) -> float:
 
 # --- keys whose spectrum is known -------------------------------------------------------------------------------------
 
+LIMIT_COLUMNS = ("d", "alpha", "fraction", "free", "participation", "share", "measured", "predicted")
 ALPHAS = (0.0, 0.5, 1.0, 1.5)
 FRACTIONS = (0.5, 0.8, 0.95, 1.0)
 
@@ -237,7 +238,7 @@ def synthetic_limits(
                         dict(d=d, alpha=alpha, fraction=fraction, free=r, participation=participation(free))
                         | dict(share=share, measured=limit(curve, share), predicted=predicted_limit(free, share))
                     )
-    return pd.DataFrame(rows)
+    return pd.DataFrame(rows, columns=list(LIMIT_COLUMNS))
 
 
 def _smoothed(shares: Tensor, window: int) -> pd.DataFrame:

@@ -23,6 +23,7 @@ from torch import Tensor
 from langedit_core.analysis import open_study
 from langedit_core.capacity import (
     COLUMNS,
+    LIMIT_COLUMNS,
     covariance_curve,
     fitted_limit,
     incremental_curve,
@@ -346,7 +347,7 @@ def synthetic(widths: str, results: str | Path | None = None, seed: int = 0) -> 
         )
         for d in map(int, widths.split())
     ]
-    return pd.concat(parts, ignore_index=True)
+    return pd.concat(parts, ignore_index=True)[list(LIMIT_COLUMNS)]
 
 
 def fitted_on_real(fit: pd.DataFrame, told: pd.DataFrame, found: pd.DataFrame, d: int) -> pd.DataFrame:

@@ -48,7 +48,7 @@ class LanguageKeys:
         name: Which prompts.
         halves: Language -> its keys.
         marks: Index language: name, script, family, branch.
-        facts: Facts in every language; those without token boundary in one language are left out of that one only.
+        facts: Most facts asked for in a language; those without token boundary in one are left out of that one only.
         k: Main directions compared.
         layer: Whose keys.
         overlap: Mean cos² of the principal angles, of keys as they are (uncentred).
@@ -87,7 +87,8 @@ def fact_keys(
     """Keys of facts of a data set, at most `facts` per language: of all splits, since nothing is edited.
 
     In mzsre not every fact can be located in every language, so each language has its own facts in the same order of
-    hashes, halved by that hash: a fact lies in the same half in every language.
+    hashes, halved by another hash: a fact lies in the same half in every language. The language with the fewest facts
+    says how many are used of each.
     """
     prompts = {}
     for lang in data.languages:
@@ -140,11 +141,14 @@ def _compared(
         groups.append(rows)
         sides.append(torch.tensor([found[i][2] for i in located], dtype=torch.long))
     keys = cached_keys(model, groups, layer, results, quiet=quiet)
-    halves = {}
-    for lang, part, side in zip(prompts, keys.split([len(g) for g in groups], dim=1), sides, strict=True):
-        first, second = part[:, side == 0], part[:, side == 1]
-        if min(first.shape[1], second.shape[1]) > k:
-            halves[lang] = Halves(first=first, second=second)
+    pairs = {
+        lang: (part[:, side == 0], part[:, side == 1])
+        for lang, part, side in zip(prompts, keys.split([len(g) for g in groups], dim=1), sides, strict=True)
+    }
+    pairs = {lang: pair for lang, pair in pairs.items() if min(half.shape[1] for half in pair) > k}
+    # As many keys in every half of every language: more would take more, and lie closer to their span.
+    size = min((half.shape[1] for pair in pairs.values() for half in pair), default=0)
+    halves = {lang: Halves(first=a[:, :size], second=b[:, :size]) for lang, (a, b) in pairs.items()}
     if len(halves) < 3:
         raise ValueError(
             f"only {list(halves)} have more than {k} keys in both halves; ask for more facts or fewer directions"
@@ -243,7 +247,7 @@ def reading(of: LanguageKeys, table: pd.DataFrame) -> list[str]:
     """
     off = ~np.eye(len(of.langs), dtype=bool)
     takes, own = of.taken.to_numpy(), np.diag(of.taken)
-    d = len(next(iter(of.halves.values())).first)
+    d, size = next(iter(of.halves.values())).first.shape
     sentences = [
         f"{of.name}: {len(of.langs)} languages, up to {of.facts} facts each, layer {of.layer}; {of.k} main directions, "
         f"two halves of the facts."
@@ -251,7 +255,7 @@ def reading(of: LanguageKeys, table: pd.DataFrame) -> list[str]:
     i, j = np.unravel_index(np.where(off, takes, -1).argmax(), takes.shape)
     a, b = np.unravel_index(np.where(off, takes, 2).argmin(), takes.shape)
     sentences.append(
-        f"Protecting half of one language's keys takes {np.mean(takes[off]):.2f} of the energy of another's (mean of "
+        f"Protecting {size} keys of one language takes {np.mean(takes[off]):.2f} of the energy of another's (mean of "
         f"{off.sum()} ordered pairs; most {takes[i, j]:.2f}, {of.langs[i]} from {of.langs[j]}; least "
         f"{takes[a, b]:.2f}, {of.langs[a]} from {of.langs[b]}) and {own.mean():.2f} of its own other half's "
         f"(n = {len(own)}); as many random directions would take {chance_taken(of.halves):.2f}."
