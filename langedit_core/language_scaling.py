@@ -87,7 +87,9 @@ def table(study: Study, data: str) -> pd.DataFrame:
     """A row per method and number of languages: metrics of the shared facts, right after their batch → at the end."""
     found = by_languages(study, data).set_index(["method", "languages", "metric", "when"])
     out = []
-    for method, languages in dict.fromkeys((m, n) for m, n, *_ in found.index):
+    methods = list(dict.fromkeys(found.index.get_level_values("method")))
+    pairs = dict.fromkeys((m, n) for m, n, *_ in found.index)
+    for method, languages in sorted(pairs, key=lambda pair: methods.index(pair[0])):
         row: dict[str, object] = {"method": method, "languages": languages}
         for metric, heading in METRICS.items():
             if (method, languages, metric, "final") not in found.index:
