@@ -157,9 +157,9 @@ def clustered(
     many = n > 30
     size = 9 if n <= 20 else 5.6
     with style():
-        fig = Figure(figsize=(WIDTH, WIDTH + (2.4 if many else 0.4)), layout="constrained")
+        fig = Figure(figsize=(WIDTH, WIDTH + (1.6 if many else 0.4)), layout="constrained")
         # dendrogram | strips | map, and the legends below
-        grid = fig.add_gridspec(2, 3, width_ratios=(1.1, 0.5, 8), height_ratios=(8, 1.5 if many else 0.9))
+        grid = fig.add_gridspec(2, 3, width_ratios=(1.1, 0.5, 8), height_ratios=(8, 0.75))
         stem, strips, heat = (fig.add_subplot(grid[0, i]) for i in range(3))
         notes = fig.add_subplot(grid[1, :])
         with matplotlib.rc_context({"lines.linewidth": 0.7}):
@@ -198,6 +198,34 @@ def clustered(
             )  # fmt: skip
             notes.add_artist(found)
         fig.suptitle(title, x=0.01, ha="left", fontsize=12)
+    return fig
+
+
+def group_map(matrix: pd.DataFrame, *, title: str = "", value_label: str = "") -> Figure:
+    """Groups × groups with every name and every number; empty cells (a group of one with itself) stay grey.
+
+    Args:
+        matrix: Index and columns are the groups.
+        title: Above everything.
+        value_label: What the colours are.
+    """
+    values, n = matrix.to_numpy(float), len(matrix)
+    with style():
+        fig = Figure(figsize=(WIDTH, float(np.clip(2.2 + 0.36 * n, 3.5, 12))), layout="constrained")
+        axes = fig.subplots()
+        colours = matplotlib.colormaps["cividis"].with_extremes(bad="#DDDDDD")
+        image = axes.imshow(values, cmap=colours, aspect="auto")
+        axes.grid(visible=False)
+        axes.set_yticks(range(n), matrix.index)
+        axes.set_xticks(range(n), matrix.columns, rotation=60, ha="right", rotation_mode="anchor")
+        for (i, j), value in np.ndenumerate(values):
+            if np.isfinite(value):
+                bright = image.norm(value) > 0.55
+                axes.text(
+                    j, i, f"{value:.2f}", ha="center", va="center", fontsize=7.5, color="black" if bright else "white"
+                )  # fmt: skip
+        axes.set_title(title)
+        fig.colorbar(image, label=value_label, pad=0.01)
     return fig
 
 

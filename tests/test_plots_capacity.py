@@ -93,3 +93,14 @@ def test_language_figures_have_a_line_per_number_of_languages_or_method(tmp_path
     fig = plots_capacity.scaling_dots(ends, {"efficacy_tf": "efficacy", "absent": "-"}, plots.METHODS)
     assert labels(fig) == {"memit", "langedit"} and len(fig.axes) == 1
     plots.save(fig, tmp_path, "dots")
+
+
+def test_the_group_map_names_every_group_and_writes_every_number(tmp_path):
+    names = [f"G{i} ({i})" for i in range(16)]
+    matrix = pd.DataFrame(np.linspace(0, 1, 256).reshape(16, 16), index=names, columns=names)
+    matrix.iloc[3, 3] = np.nan
+    axes = plots_capacity.group_map(matrix, title="T").axes[0]
+    assert [text.get_text() for text in axes.get_yticklabels()] == names
+    assert [text.get_text() for text in axes.get_xticklabels()] == names
+    assert len(axes.texts) == 255
+    plots.save(axes.figure, tmp_path, "groups")
