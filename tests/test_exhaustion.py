@@ -74,7 +74,7 @@ def test_every_failure_is_reported_and_leaves_the_model_as_it_was(provoked):
 def test_a_second_edit_of_the_same_facts_finds_its_keys_protected_by_exact_keys_only(tiny):
     covariance = toy.covariances(tiny, (2,))[2]
     of = exhaustion.Provoker(tiny, covariance, 2, toy.facts("en", (0, 2)))
-    exact, running = (of.report(m, times=2, ridge=0.03).layers[2] for m in ("evoedit", "langedit"))
+    exact, running = (of.run(m, times=2, ridge=0.03)[0][1].layers[2] for m in ("evoedit", "langedit"))
     assert (
         exact.capacity < 1e-9 and torch.isfinite(torch.tensor(running.capacity)) and running.capacity > exact.capacity
     )
