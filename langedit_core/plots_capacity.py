@@ -196,7 +196,8 @@ def clustered(
                 handles=handles, title=heading, loc="upper left", bbox_to_anchor=(x, 1.0), ncols=3 if x == 0 else 4,
                 fontsize=7.5, alignment="left", columnspacing=0.9, handlelength=1.1,
             )  # fmt: skip
-            notes.add_artist(found)
+            if x == 0:  # the axes keep one legend themselves, the last
+                notes.add_artist(found)
         fig.suptitle(title, x=0.01, ha="left", fontsize=12)
     return fig
 

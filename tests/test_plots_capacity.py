@@ -66,7 +66,9 @@ def test_the_clustered_map_is_in_the_order_of_its_tree_and_names_every_language(
     assert shown == tree.order
     assert np.asarray(heat.images[0].get_array()) == pytest.approx(matrix.loc[tree.order, tree.order].to_numpy())
     assert strips.images[0].get_array().shape == (n, 2)
-    told = {text.get_text() for legend in notes.artists for text in legend.get_texts()}
+    legends = [*notes.artists, notes.get_legend()]
+    assert len(legends) == 2
+    told = {text.get_text() for legend in legends for text in legend.get_texts()}
     assert any(text.startswith("Latin (") for text in told) and any(text.startswith("B1 (") for text in told)
     plots.save(fig, tmp_path, "map")
 
