@@ -1,0 +1,220 @@
+"""More languages, or only more edits? The same facts, edited first in every run, after 2, 4 and 6 languages.
+
+Runs have the same facts in the same positions and differ in the languages of later batches alone: en de en de en de
+against en de nl es en de against en de nl es fr zh. What the first batches lose within the first run is the price of
+more edits, the difference between runs at the same number of edits is the price of more languages.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pandas as pd
+
+from langedit_core.stats import ALPHA, LOWER_IS_BETTER, holm, interval, paired, per_fact, summarise
+from langedit_core.tables import format_ci
+
+if TYPE_CHECKING:
+    from langedit_core.analysis import Study
+    from langedit_core.results import CellResult
+
+METRICS = {"efficacy_tf": "efficacy", "generality_tf": "generality", "specificity_same": "specificity"}
+
+
+def languages_of(result: CellResult) -> int:
+    return len(set(result.cell.langs))
+
+
+def _runs(study: Study, data: str) -> list[CellResult]:
+    """Runs of one data set, fewest languages first."""
+    return sorted((r for r in study.results if r.cell.data == data), key=languages_of)
+
+
+def shared(study: Study, data: str) -> dict[int, set[tuple[int, str, str]]]:
+    """Seed -> (position, fact, language) edited in every run: the facts that are compared.
+
+    A position is a batch of the sequence. Facts that only some runs edited there are not among them.
+    """
+    by_seed: dict[int, list[set]] = {}
+    for r in _runs(study, data):
+        names = [r.cell.langs[t % len(r.cell.langs)] for t in range(r.cell.batches)]
+        edited = {(t, fact, names[t]) for t, facts in enumerate(r.provenance["facts"]) for fact in facts}
+        by_seed.setdefault(r.cell.seed, []).append(edited)
+    return {seed: set.intersection(*found) for seed, found in by_seed.items()}
+
+
+def rows(study: Study, data: str) -> pd.DataFrame:
+    """Rows of the shared facts only, with method, seed, languages and position."""
+    common, parts = shared(study, data), []
+    for r in _runs(study, data):
+        at = {(fact, lang): position for position, fact, lang in common[r.cell.seed]}
+        found = r.rows[r.rows["metric"].isin(METRICS)]
+        position = [at.get(pair) for pair in zip(found["fact"], found["lang"], strict=True)]
+        found = found.assign(position=position, method=r.cell.method, seed=r.cell.seed, languages=languages_of(r))
+        parts.append(found.dropna(subset=["position"]))
+    return pd.concat(parts, ignore_index=True)
+
+
+def by_languages(study: Study, data: str) -> pd.DataFrame:
+    """method, languages, metric, when, value, n, low, high of the shared facts, in all their languages together."""
+    found = summarise(rows(study, data), by=["method", "languages"])
+    return found[found["lang"] == "all"].drop(columns="lang").reset_index(drop=True)
+
+
+def design(study: Study, data: str) -> pd.DataFrame:
+    """What was run: a row per sequence of languages, with the edits and the facts compared."""
+    found = rows(study, data)
+    compared = found[found["metric"] == "efficacy_tf"].drop_duplicates(["seed", "fact", "lang"])
+    out = {}
+    for r in _runs(study, data):
+        c = r.cell
+        names = [c.langs[t % len(c.langs)] for t in range(c.batches)]
+        out.setdefault(
+            (languages_of(r), " ".join(names)), {"edits": c.edits, "facts per batch": c.batch, "methods": []}
+        )["methods"].append(c.method)
+    return pd.DataFrame(
+        [
+            {"languages": n, "batches": names} | {**row, "methods": " ".join(dict.fromkeys(row["methods"]))}
+            | {"facts compared": len(compared)}
+            for (n, names), row in out.items()
+        ]
+    )  # fmt: skip
+
+
+def table(study: Study, data: str) -> pd.DataFrame:
+    """A row per method and number of languages: metrics of the shared facts, right after their batch → at the end."""
+    found = by_languages(study, data).set_index(["method", "languages", "metric", "when"])
+    out = []
+    methods = list(dict.fromkeys(found.index.get_level_values("method")))
+    pairs = dict.fromkeys((m, n) for m, n, *_ in found.index)
+    for method, languages in sorted(pairs, key=lambda pair: methods.index(pair[0])):
+        row: dict[str, object] = {"method": method, "languages": languages}
+        for metric, heading in METRICS.items():
+            if (method, languages, metric, "final") not in found.index:
+                continue
+            end = found.loc[(method, languages, metric, "final")]
+            soon = found.loc[(method, languages, metric, "immediate"), "value"]
+            row[heading] = f"{soon:.2f} → {format_ci(end['value'], end['low'], end['high'])}"
+            row.setdefault("n", int(end["n"]))
+        out.append(row)
+    frame = pd.DataFrame(out)
+    return frame[[c for c in ("method", "languages", *METRICS.values(), "n") if c in frame]]
+
+
+def curve(study: Study, data: str) -> pd.DataFrame:
+    """Efficacy of the first position's shared facts after every batch, with intervals."""
+    first = {seed: {(f, lang) for t, f, lang in found if t == 0} for seed, found in shared(study, data).items()}
+    out = []
+    for r in _runs(study, data):
+        kept = r.retention[r.retention["edited"] == 0]
+        known = first[r.cell.seed]
+        kept = kept[[pair in known for pair in zip(kept["fact"], kept["lang"], strict=True)]]
+        out.append(
+            kept.assign(
+                method=r.cell.method,
+                seed=r.cell.seed,
+                languages=languages_of(r),
+                edits=(kept["step"] + 1) * r.cell.batch,
+            )
+        )
+    frame = pd.concat(out, ignore_index=True)
+    return pd.DataFrame(
+        [
+            dict(method=m, languages=n, edits=e) | interval(part.groupby(["seed", "fact"])["tf"].mean())._asdict()
+            for (m, n, e), part in frame.groupby(["method", "languages", "edits"], sort=False)
+        ]
+    )
+
+
+def prices(study: Study, data: str) -> pd.DataFrame:
+    """What more edits and what more languages cost, paired over the shared facts.
+
+    `n languages for m`: run with n languages − run with fewest, both at the end, so with as many edits. `more edits`:
+    in the run with fewest languages, at the end − right after their own batch. P-values are corrected together (Holm).
+
+    Returns:
+        method, metric, effect, difference, low, high, n, p_holm, verdict.
+    """
+    found, out = rows(study, data), []
+    for method, part in found.groupby("method", sort=False):
+        counts = sorted(part["languages"].unique())
+        for metric in (m for m in METRICS if m in set(part["metric"])):
+            values = per_fact(part[part["metric"] == metric], ["languages", "when", "seed", "fact"])
+            fewest = values.loc[counts[0]]
+            pairs = {"more edits": (fewest.loc["final"], fewest.loc["immediate"])}
+            for n in counts[1:]:
+                pairs[f"{n} languages for {counts[0]}"] = (values.loc[n].loc["final"], fewest.loc["final"])
+            for effect, (a, b) in pairs.items():
+                told = paired(a, b)
+                d = told.difference
+                out.append(
+                    dict(
+                        method=method,
+                        metric=metric,
+                        effect=effect,
+                        difference=d.value,
+                        low=d.low,
+                        high=d.high,
+                        n=d.n,
+                        p=told.p,
+                    )
+                )
+    frame = pd.DataFrame(out)
+    frame["p_holm"] = holm(frame["p"])
+    sign = [-1 if m in LOWER_IS_BETTER else 1 for m in frame["metric"]]
+    frame["verdict"] = np.where(
+        frame["p_holm"] >= ALPHA, "no difference shown", np.where(sign * frame["difference"] > 0, "better", "worse")
+    )
+    return frame.drop(columns="p")
+
+
+def prices_table(found: pd.DataFrame) -> pd.DataFrame:
+    """`prices` as it is read."""
+    told = ["+" * (r.difference > 0) + format_ci(r.difference, r.low, r.high) for r in found.itertuples()]
+    return found.assign(difference=told, metric=found["metric"].map(METRICS)).drop(columns=["low", "high"])
+
+
+def xtreme(study: Study, data: str) -> pd.DataFrame:
+    """XTREME F1 by number of languages, before → final; empty where no run measured it."""
+    out = []
+    for r in _runs(study, data):
+        means = r.xtreme.query("task == 'xtreme' and lang == 'all'").set_index("when")
+        if len(means):
+            end = means.loc["final"]
+            told = f"{means.loc['before', 'value']:.2f} → {format_ci(end['value'], end['low'], end['high'])}"
+            out.append({"method": r.cell.method, "languages": languages_of(r), "XTREME F1": told, "n": int(end["n"])})
+    return pd.DataFrame(out, columns=["method", "languages", "XTREME F1", "n"])
+
+
+def reading(study: Study, data: str, found: pd.DataFrame) -> list[str]:
+    """Sentences: per method, what is left by number of languages, and whether languages or edits are to blame.
+
+    Args:
+        study: Runs that differ in their languages.
+        data: One of its data sets.
+        found: `prices`.
+    """
+    sentences = []
+    ends = by_languages(study, data)
+    ends = ends[(ends["metric"] == "efficacy_tf") & (ends["when"] == "final")]
+    for method, part in ends.groupby("method", sort=False):
+        told = ", ".join(f"{r.languages} languages {format_ci(r.value, r.low, r.high)}" for r in part.itertuples())
+        edits = next(r.cell.edits for r in study.results if (r.cell.data, r.cell.method) == (data, method))
+        sentences.append(
+            f"{method} on {data}: efficacy of the same n = {part['n'].iloc[0]} facts after {edits} edits in {told}."
+        )
+        mine = found[(found["method"] == method) & (found["metric"] == "efficacy_tf")]
+        words = [
+            f"{r.effect} {r.difference:+.2f} [{r.low:+.2f}, {r.high:+.2f}] ({r.verdict})" for r in mine.itertuples()
+        ]
+        sentences.append(f"Paired over these facts, p corrected over {len(found)} comparisons: {'; '.join(words)}.")
+    if (n := int(ends["n"].min())) < 30:
+        sentences.append(f"Only {n} facts are compared: differences below a few tens of points cannot be seen.")
+    return sentences
+
+
+def panels(found: pd.DataFrame, methods: Sequence[str] | None = None) -> dict[str, pd.DataFrame]:
+    """`curve` by method."""
+    return {m: part for m, part in found.groupby("method", sort=False) if methods is None or m in methods}
