@@ -77,6 +77,7 @@ class MixedKeys:
     Attributes:
         keys: One column per fact, in the order they are protected.
         facts: One row per column: data, lang, relation.
+        distinct: Different keys among them: facts whose prompts agree up to the subject's end have the same.
         counts: Per data set and language: facts used, and merged (no token boundary at the subject's end).
         covariance: C₀ of the same data sets' held-out sentences.
         corpus: Sentences behind C₀.
@@ -86,6 +87,7 @@ class MixedKeys:
 
     keys: Float[Tensor, "d n"]
     facts: pd.DataFrame
+    distinct: int
     counts: pd.DataFrame
     covariance: KeyCovariance
     corpus: int
@@ -171,7 +173,14 @@ def mixed_keys(
     )  # fmt: skip
     covariance = cached_covariance(model, (layer,), texts)[layer]
     return MixedKeys(
-        keys=keys, facts=told, counts=counts, covariance=covariance, corpus=len(texts), layer=layer, key=key
+        keys=keys,
+        facts=told,
+        distinct=len(set(tokens)),
+        counts=counts,
+        covariance=covariance,
+        corpus=len(texts),
+        layer=layer,
+        key=key,
     )
 
 
@@ -373,7 +382,8 @@ def reading(
     sentences = [
         f"n = {n} keys of layer {mixed.layer} (d_ff = {len(mixed.keys)}), {langs} languages, "
         f"{' and '.join(dict.fromkeys(mixed.facts['data']))}; C₀ from {mixed.corpus} sentences, "
-        f"{mixed.covariance.count} tokens."
+        f"{mixed.covariance.count} tokens. {mixed.distinct} keys are distinct: facts whose prompts agree up to the "
+        f"subject's end share one, and the second of them finds nothing left."
     ]
     for (how, fraction), part in by.items():
         if how != "exact keys":

@@ -105,7 +105,7 @@ def reading(found: pd.DataFrame, data: str) -> list[str]:
 
 # --- every way to fail, provoked --------------------------------------------------------------------------------------
 
-QUICK = dict(steps=5)
+QUICK = dict(steps=8)
 """Value optimisation of the demonstrations; what they show does not depend on how good the values are."""
 
 

@@ -29,6 +29,7 @@ def test_mixed_keys_are_those_of_their_facts_in_one_order(tiny, home):
     assert found.keys.shape == (tiny.d_ff, 14) and len(found.facts) == 14
     assert found.facts["lang"].nunique() == 3 and found.facts["lang"].tolist() != sorted(found.facts["lang"])
     assert found.counts["used"].sum() == 14 and found.corpus == 15
+    assert found.distinct == len(torch.unique(found.keys.round(decimals=3), dim=1).T)
     again = mixed(tiny, facts=6)
     torch.testing.assert_close(again.keys, found.keys[:, :6], rtol=1e-4, atol=1e-4)
     other = mixed(tiny, seed=1)
@@ -84,7 +85,8 @@ def test_a_prediction_of_many_gaussian_keys_is_close_to_their_curve():
     found = capacity.incremental_curve(NullSpace(d=d), keys, 10).assign(how="exact keys", fraction=1.0)
     nothing = pd.DataFrame()
     made = capacity_study.MixedKeys(
-        keys=keys, facts=nothing, counts=nothing, covariance=KeyCovariance.empty(d), corpus=0, layer=0, key={}
+        keys=keys, facts=nothing, distinct=4000, counts=nothing, covariance=KeyCovariance.empty(d),
+        corpus=0, layer=0, key={},
     )  # fmt: skip
     assert capacity_study.enough(made)
     errors = capacity_study.model_errors(capacity_study.predictions(made, found))
