@@ -212,6 +212,8 @@ def projector_of(kind: str, covariance: KeyCovariance, threshold: Threshold | No
         case "full_keys":
             return FullKeys(start)
         case "exact" | "randomized" | "released":
+            # By the number that cuts later spectra too: where noise lifts it, nothing gets free after the start.
+            start = cut_spectrum(eigenvalues, vectors, Threshold(kind="absolute", value=cut))
             of = dict(gram=covariance.gram, start=start, protected=start.d - start.rank)
             if kind == "released":
                 return ReleasedMix(cut=cut, count=covariance.count, **of)

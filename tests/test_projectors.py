@@ -233,3 +233,15 @@ def test_an_edit_in_the_space_of_the_full_keys_moves_no_earlier_key():
             if kept[layer]:
                 assert leak(update.delta, torch.cat(kept[layer], dim=1)) < 1e-6
             kept[layer].append(update.keys)
+
+
+@pytest.mark.parametrize("kind", ["exact", "randomized"])
+def test_directions_of_rounding_noise_are_free_from_the_start_rather_than_after_the_first_key(kind):
+    # half of the directions hold noise far below the cut's floor, of which a fraction of 30 % would protect some
+    eigenvalues = torch.cat(
+        [torch.full((20,), 1e-9, dtype=torch.float64), torch.logspace(-2, 1, 20, dtype=torch.float64)]
+    )
+    covariance = KeyCovariance(gram=torch.diag(eigenvalues) * 100, count=100)
+    before = projector_of(kind, covariance, Threshold(kind="fraction", value=0.3))
+    after = before.taking(torch.zeros(40, 1, dtype=torch.float64))
+    assert after.space.rank == before.space.rank == 20
