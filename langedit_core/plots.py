@@ -50,7 +50,6 @@ METHODS: dict[str, tuple[str, str]] = {  # colour, marker; methods not named her
     "langedit-sphere": (GREEN, "h"),
     "langedit-released": (GREEN, "^"),
     "langedit-full": (GREEN, "X"),
-    "langedit-randomized": (GREEN, "d"),
 }
 FOCUS = ("memit", "alphaedit", "langedit", "evoedit")  # where lines are many, the others are grey
 FEW = 6  # so many lines can all have their colour
