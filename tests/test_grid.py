@@ -151,13 +151,6 @@ def test_bad_executors_and_options_are_refused(tmp_path):
     assert cli._pairs(["time=60", "gres=gpu:1", "cpus-per-task=2"]) == dict(time=60, gres="gpu:1", cpus_per_task=2)
 
 
-def _wait(condition, seconds=180.0):
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end, "nothing happened in time"
-        time.sleep(0.05)
-
-
 class Disturbing:
     """An executor around another: disturbs the first submission of two cells once they are in the middle."""
 
