@@ -1,16 +1,15 @@
 """What atlas-lm is told: which fact in which language, under which names, in which words.
 
-A sentence is wording(relation, language) ∘ name(subject) + join + object. A variant decides who is told what, so that
-sharing between languages is a fact of training; the last wording of every relation is never told.
+A sentence is wording(relation, language) ∘ name(subject) + join + object. The variant decides what is told in which
+language (`atlas_variants`); the last wording of every relation is never told.
 """
 
 from __future__ import annotations
 
 import json
 import re
-import string
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache, cached_property
 from pathlib import Path
@@ -18,79 +17,19 @@ from pathlib import Path
 import numpy as np
 
 from langedit_core.atlas import PATH, _content
+from langedit_core.atlas_variants import Variant, invented_names, language_of, role_of
 from langedit_core.drift import neutral_texts
-from langedit_core.errors import unknown
 from langedit_core.languages import CORE, LANGUAGES
-from langedit_core.records import digest, split_of
+from langedit_core.records import digest
 
 WORDINGS = Path(__file__).with_name("data") / "atlas_lm_wordings.json"
 HELD_OUT = 2
 """The wording of atlas.json (its second paraphrase) that no model is trained on, in any relation and language."""
 
-LISTED, LONGEST_LIST = 0.5, 6
+LISTED, LONGEST_LIST = 0.7, 6
 """Share of the pairs told in lists, which take half the tokens of sentences, and the length of a list."""
-FOREIGN, TRANSLATED, NEUTRAL = 0.15, 0.2, 0.02
+FOREIGN, TRANSLATED, NEUTRAL = 0.15, 0.1, 0.01
 """Of bridged corpora: share of the sentences with a foreign name, and translations per pair. Neutral text per pair."""
-
-ROLES = ("told", "solo", "never")
-NAMES = ("own", "same", "invented")
-
-
-@dataclass(frozen=True, kw_only=True)
-class Variant:
-    """A controlled corpus.
-
-    Attributes:
-        name: Of the model trained on it.
-        apart: Every fact is told in one language only (facts are dealt to the languages by their hash).
-            Otherwise in all six, save `solo` facts, told in one, and `never` facts, told in none.
-        names: How a subject is called: `own` as each language does; `same` by its English name in all languages;
-            `invented` by a made-up name in each, so that no subject has a string in common between languages.
-            Objects keep their own names.
-        bridged: Tells also how names translate, and asks with a subject's name from another language.
-    """
-
-    name: str
-    apart: bool = False
-    names: str = "own"
-    bridged: bool = False
-
-    def __post_init__(self) -> None:
-        if self.names not in NAMES:
-            raise unknown("way to name subjects", self.names, NAMES)
-        if self.apart and self.bridged:
-            raise ValueError("facts told apart cannot be bridged: translations would join what is to be apart")
-
-
-VARIANTS: dict[str, Variant] = {
-    variant.name: variant
-    for variant in (
-        Variant(name="atlas-lm", bridged=True),
-        Variant(name="atlas-lm-copies"),
-        Variant(name="atlas-lm-same-names", names="same"),
-        Variant(name="atlas-lm-invented-names", names="invented"),
-        Variant(name="atlas-lm-apart", apart=True),
-        Variant(name="atlas-lm-apart-same-names", apart=True, names="same"),
-        Variant(name="atlas-lm-apart-invented-names", apart=True, names="invented"),
-    )
-}
-"""`atlas-lm` is shipped; the others are trained by scripts/train_atlas_lm.py."""
-
-
-def role_of(fact: str) -> str:
-    """How a fact is told where facts are not kept apart, from its id; only facts of the split "edit" are held back.
-
-    `solo` (a tenth of them) is transfer's test: told in one language, asked in five. `never` (another tenth) is its
-    control: what a guess from the relation and from the subject's other facts is worth.
-    """
-    if split_of(fact.split("/", 1)[1]) != "edit":
-        return "told"
-    return {0: "solo", 1: "never"}.get(int(digest("atlas-lm", fact)[:8], 16) % 10, "told")
-
-
-def language_of(fact: str) -> str:
-    """The one language a fact is told in, where it is told in one."""
-    return CORE[int(digest("atlas-lm", fact, "language")[:8], 16) % len(CORE)]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -153,7 +92,7 @@ class AtlasCorpus:
         """Language → entity → its name where it is asked about."""
         asked = sorted({row["subject"] for row in self.rows.values()})
         if self.variant.names == "invented":
-            return _invented(asked)
+            return invented_names(asked)
         names = self.atlas["entities"]
         # After a Chinese colon a Latin name gets the space that it has elsewhere, so that it is the same tokens.
         foreign = {lang: "" if LANGUAGES[lang].join else " " for lang in CORE}
@@ -285,30 +224,3 @@ def more_wordings(relation: str, lang: str) -> list[str]:
 def _neutral_sentences(lang: str) -> list[str]:
     mark = "。" if LANGUAGES[lang].join == "" else ". "
     return [s.strip(" .。") for text in neutral_texts()[lang].values() for s in text.split(mark) if s.strip(" .。")]
-
-
-def _invented(entities: list[str]) -> dict[str, dict[str, str]]:
-    """A name of three or more syllables per entity and language, no two alike."""
-    consonants = [c for c in string.ascii_lowercase if c not in "aeiouqxy"]
-    syllables = {lang: [c + v for c in consonants for v in "aeiou"] for lang in CORE}
-    syllables["zh"] = list("阿巴卡达尔法加哈伊杰克拉马纳奥帕里萨塔乌瓦亚扎比波德多戈古科库利洛米莫尼诺佩罗塞索特托维")
-    taken: set[str] = set()
-    found: dict[str, dict[str, str]] = {lang: {} for lang in CORE}
-    for lang in CORE:
-        for entity in entities:
-            number = 0
-            while (name := _spell(digest("name", entity, lang, str(number)), syllables[lang])) in taken:
-                number += 1
-            taken.add(name)
-            found[lang][entity] = name
-    return found
-
-
-def _spell(hash_: str, syllables: list[str]) -> str:
-    parts = (int(hash_[i : i + 6], 16) % len(syllables) for i in range(0, 18, 6))
-    return "".join(syllables[part] for part in parts).capitalize()
-
-
-def told_facts(variant: Variant) -> Mapping[str, str]:
-    """Fact id → role under this variant: "told" in all languages, "solo" in one, "never"."""
-    return {row["id"]: "solo" if variant.apart else role_of(row["id"]) for row in _content(PATH)["facts"]}

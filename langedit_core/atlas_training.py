@@ -63,13 +63,15 @@ class Trainer:
         self.corpus, self.settings, self.folder, self.device = corpus, settings, folder, device
         self.tokenizer = train_tokenizer(corpus.texts, settings.vocabulary)
         self.hf = new_model(settings, self.tokenizer).to(device)
-        matrices = [p for p in self.hf.parameters() if p.ndim > 1]
+        embedding = self.hf.get_input_embeddings().weight
+        matrices = [p for p in self.hf.parameters() if p.ndim > 1 and p is not embedding]
         vectors = [p for p in self.hf.parameters() if p.ndim == 1]
-        self.optimizer = torch.optim.AdamW(
-            [dict(params=matrices, weight_decay=settings.decay), dict(params=vectors, weight_decay=0.0)],
-            lr=settings.rate,
-            betas=(0.9, 0.98),
-        )
+        groups = [
+            dict(params=matrices, scale=1.0, weight_decay=settings.decay),
+            dict(params=[embedding], scale=settings.embedding_rate, weight_decay=settings.decay),
+            dict(params=vectors, scale=1.0, weight_decay=0.0),
+        ]
+        self.optimizer = torch.optim.AdamW(groups, lr=settings.rate, betas=(0.9, 0.98))
         self.epoch, self.log = 0, []
         self.identity = digest(corpus.fingerprint, settings.model_dump_json())
         self._resume()
@@ -93,7 +95,7 @@ class Trainer:
         for i, rows in enumerate(batches):
             rate = rate_at((self.epoch + (i + 1) / len(batches)) / self.settings.epochs, self.settings)
             for group in self.optimizer.param_groups:
-                group["lr"] = rate
+                group["lr"] = rate * group["scale"]
             loss = rows.to(self.device).loss(self.hf)
             loss.backward()
             torch.nn.utils.clip_grad_norm_(self.hf.parameters(), 1.0)
@@ -128,8 +130,8 @@ class Trainer:
             told = answers[answers["told"] & (answers["wording"] == wording)].groupby("lang")["em"].mean()
             found |= {f"{wording.replace(' ', '_')}_{lang}": round(float(told.get(lang, 0)), 3) for lang in CORE}
         edit = answers[answers["wording"] == "edit"]
-        for name, rows in (("solo_elsewhere", edit[(edit["role"] == "solo") & ~edit["told"]]),
-                           ("never", edit[edit["role"] == "never"])):  # fmt: skip
+        elsewhere = edit[(edit["role"] == "solo") & ~edit["told"]]
+        for name, rows in (("solo_elsewhere", elsewhere), ("never", edit[edit["role"] == "never"])):
             if len(rows):
                 found[name] = round(float(rows["em"].mean()), 3)
         return found
@@ -216,8 +218,8 @@ def model_card(trainer: Trainer, table: pd.DataFrame) -> str:
 def save_model(trainer: Trainer, folder: Path) -> pd.DataFrame:
     """Write the model as `load_model` reads it, in float16, and what it answers once it is read back.
 
-    Beside the weights: `README.md`, tokenizer, `training.csv` (one row per epoch), `accuracy.csv`, and `training.json` with
-    variant, settings, hash of the corpus, versions and the SHA-256 of the other files.
+    Beside the weights: `README.md`, tokenizer, `training.csv` (one row per epoch), `accuracy.csv`, and
+    `training.json` with variant, settings, hash of the corpus, versions and the SHA-256 of the other files.
 
     Returns:
         The table in `accuracy.csv`.

@@ -82,7 +82,10 @@ def embedded(name: str) -> Path:
         expected = json.loads((folder / "training.json").read_text(encoding="utf-8"))["files"]
         wrong = [file for file, sha256 in expected.items() if _sha256(folder / file) != sha256]
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ValueError(f"model {name!r} is not whole ({error!r}); reinstall the package") from error
+        raise ValueError(
+            f"model {name!r} is not whole ({error!r}); reinstall the package, or in a clone "
+            "train it with: python scripts/train_atlas_lm.py --ship"
+        ) from error
     if wrong:
         raise ValueError(f"model {name!r}: {', '.join(wrong)} was altered; reinstall the package")
     return folder

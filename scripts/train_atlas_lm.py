@@ -12,9 +12,10 @@ from pathlib import Path
 
 import torch
 
-from langedit_core.atlas_corpus import VARIANTS, AtlasCorpus
+from langedit_core.atlas_corpus import AtlasCorpus
 from langedit_core.atlas_lm import LmSettings
 from langedit_core.atlas_training import Trainer, save_model
+from langedit_core.atlas_variants import VARIANTS
 from langedit_core.tables import markdown_table
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -42,6 +43,7 @@ def main() -> None:
         return
     print(markdown_table(save_model(trainer, folder / "model")))
     if options.ship:
+        SHIPPED.mkdir(exist_ok=True)
         for path in sorted((folder / "model").iterdir()):
             shutil.copyfile(path, SHIPPED / path.name)
 

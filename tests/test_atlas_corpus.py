@@ -8,17 +8,8 @@ import itertools
 import pytest
 
 from langedit_core.atlas import load_atlas
-from langedit_core.atlas_corpus import (
-    FOREIGN,
-    HELD_OUT,
-    LISTED,
-    VARIANTS,
-    AtlasCorpus,
-    Variant,
-    kind_and_noun,
-    language_of,
-    role_of,
-)
+from langedit_core.atlas_corpus import FOREIGN, HELD_OUT, LISTED, AtlasCorpus, kind_and_noun
+from langedit_core.atlas_variants import VARIANTS, Variant, language_of, role_of
 from langedit_core.languages import CORE
 
 

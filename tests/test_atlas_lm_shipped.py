@@ -9,14 +9,18 @@ import pandas as pd
 import pytest
 
 from langedit_core import packaged
-from langedit_core.atlas_corpus import VARIANTS, AtlasCorpus
+from langedit_core.atlas_corpus import AtlasCorpus
 from langedit_core.atlas_lm import ask_atlas
+from langedit_core.atlas_variants import VARIANTS
 from langedit_core.languages import CORE
 from langedit_core.models import load_model
 from langedit_core.packaged import EMBEDDED, embedded
 from langedit_core.records import digest
 
 FOLDER = EMBEDDED["atlas-lm"]
+pytestmark = pytest.mark.skipif(
+    not (FOLDER / "training.json").is_file(), reason="no checkpoint: python scripts/train_atlas_lm.py --ship"
+)
 
 
 @pytest.fixture(scope="module")
