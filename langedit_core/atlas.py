@@ -6,7 +6,7 @@ The file keeps names and templates apart: fact[lang] = template[relation][lang] 
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import cache
 from pathlib import Path
 
@@ -40,16 +40,17 @@ def _content(path: Path) -> dict:
 class _Speaker:
     """Says the atlas's entities and questions in one language."""
 
-    def __init__(self, atlas: dict, lang: str):
+    def __init__(self, atlas: dict, lang: str, subjects: Mapping[str, str]):
         self.lang = lang
         self.join = LANGUAGES[lang].join
         self.names = {entity: names[lang] for entity, names in atlas["entities"].items()}
+        self.subjects = self.names | subjects
         self.templates = {relation: by_lang[lang] for relation, by_lang in atlas["templates"].items()}
         self.rows = {row["id"]: row for row in atlas["facts"]}
 
     def ask(self, relation: str, subject: str, answer: str, kind: str, template: int = 0) -> Probe:
         """The question of a relation about an entity, answered by another entity."""
-        prompt = self.templates[relation][template].replace("{}", self.names[subject])
+        prompt = self.templates[relation][template].replace("{}", self.subjects[subject])
         return Probe(prompt=prompt, answer=self.names[answer], kind=kind)
 
     def neighbour(self, kind: str, id_: str) -> Probe:
@@ -64,7 +65,7 @@ class _Speaker:
             id=row["id"],
             lang=self.lang,
             relation=relation,
-            subject=self.names[subject],
+            subject=self.subjects[subject],
             prompt=self.templates[relation][0],
             target=self.names[target],
             truth=self.names[row["truth"]],
@@ -88,7 +89,7 @@ class _Speaker:
         return [probe.prompt + self.join + probe.answer for probe in probes]
 
 
-def load_atlas(langs: Sequence[str] = CORE) -> FactSet:
+def load_atlas(langs: Sequence[str] = CORE, subjects: Mapping[str, Mapping[str, str]] | None = None) -> FactSet:
     """Loads the embedded facts.
 
     Every fact has two paraphrases, up to three neighbours (same object; same region, other object; far away)
@@ -97,6 +98,7 @@ def load_atlas(langs: Sequence[str] = CORE) -> FactSet:
 
     Args:
         langs: Languages to load, among the six core ones.
+        subjects: Language -> entity -> another name for it where it is asked about (`AtlasCorpus.subjects`).
 
     Returns:
         The facts, and as corpus all wordings of the corpus split's true facts; `provenance` is the file's
@@ -111,7 +113,7 @@ def load_atlas(langs: Sequence[str] = CORE) -> FactSet:
     for lang in langs:
         if lang not in atlas["header"]["languages"]:
             raise unknown("language of the atlas", lang, atlas["header"]["languages"])
-    speakers = [_Speaker(atlas, lang) for lang in dict.fromkeys(langs)]
+    speakers = [_Speaker(atlas, lang, (subjects or {}).get(lang, {})) for lang in dict.fromkeys(langs)]
     facts = {row["id"]: {speaker.lang: speaker.fact(row) for speaker in speakers} for row in atlas["facts"]}
     splits = {id_: split_of(next(iter(by_lang.values())).group) for id_, by_lang in facts.items()}
     held_out = [row for row in atlas["facts"] if splits[row["id"]] == "corpus"]

@@ -20,7 +20,7 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from langedit_core.errors import RefusedInput, unknown
-from langedit_core.packaged import PACKAGED, materialise
+from langedit_core.packaged import EMBEDDED, PACKAGED, embedded, materialise
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -210,17 +210,18 @@ def load_model(
     revision: str | None = None,
     attention: str | None = None,
 ) -> EditableModel:
-    """Load a model by hub name, local directory, or the name of a PyPI-packaged one (`gemma-3-270m`).
+    """Load a model by hub name, local directory, or the name of a packaged one (`gemma-3-270m`, `atlas-lm`).
 
     Args:
-        name: Hub ID, directory with `config.json` and safetensors, or a name in `PACKAGED`.
+        name: Hub ID, directory with `config.json` and safetensors, or a name in `PACKAGED` or `EMBEDDED`.
         device: `auto` takes the first GPU if there is one.
         dtype: float32 unless you know better: updates are small beside the weights.
         revision: Hub revision.
         attention: `eager` or `sdpa`; the architecture's own default otherwise.
 
     Raises:
-        ValueError: Unknown architecture, a truncated weight file, or neither a directory nor a well-formed name.
+        ValueError: Unknown architecture, a weight file that is not whole, or neither a directory nor a well-formed
+            name.
         RefusedInput: The model wants remote code or ships pickled weights only.
     """
     from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
@@ -228,10 +229,12 @@ def load_model(
     name = str(name)
     if name in PACKAGED:
         source = str(materialise(name))
+    elif name in EMBEDDED:
+        source = str(embedded(name))
     elif Path(name).is_dir() or name.count("/") == 1:
         source = name
     else:
-        raise unknown("model (not a directory, not an owner/name hub ID)", name, PACKAGED)
+        raise unknown("model (not a directory, not an owner/name hub ID)", name, (*PACKAGED, *EMBEDDED))
 
     if Path(source).is_dir() and not (Path(source) / "config.json").is_file():
         raise ValueError(f"{source} has no config.json; expected a folder written by `save_pretrained`")

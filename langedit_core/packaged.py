@@ -63,7 +63,32 @@ PACKAGED: dict[str, PackagedModel] = {
     ),
 }
 
+EMBEDDED: dict[str, Path] = {"atlas-lm": Path(__file__).with_name("data") / "atlas-lm"}
+"""Models small enough to lie in this package, as folders; scripts/train_atlas_lm.py makes them."""
+
 _verified: dict[Path, tuple] = {}  # folders hashed in full by this process, with the file times seen then
+
+
+def embedded(name: str) -> Path:
+    """Folder of a model that lies in this package, once its files have the hashes its `training.json` names.
+
+    Raises:
+        ValueError: Unknown name, or a file is missing or was altered.
+    """
+    if name not in EMBEDDED:
+        raise unknown("embedded model", name, EMBEDDED)
+    folder = EMBEDDED[name]
+    try:
+        expected = json.loads((folder / "training.json").read_text(encoding="utf-8"))["files"]
+        wrong = [file for file, sha256 in expected.items() if _sha256(folder / file) != sha256]
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ValueError(
+            f"model {name!r} is not whole ({error!r}); reinstall the package, or in a clone "
+            "train it with: python scripts/train_atlas_lm.py --ship"
+        ) from error
+    if wrong:
+        raise ValueError(f"model {name!r}: {', '.join(wrong)} was altered; reinstall the package")
+    return folder
 
 
 def materialise(name: str, progress: Callable[[str], None] | None = None) -> Path:
