@@ -53,6 +53,7 @@ METHODS: dict[str, tuple[str, str]] = {  # colour, marker; methods not named her
 }
 FOCUS = ("memit", "alphaedit", "langedit", "evoedit")  # where lines are many, the others are grey
 FEW = 6  # so many lines can all have their colour
+LABELS = 16  # so many columns of a matrix are all labelled
 LANGUAGES: dict[str, tuple[str, str]] = {
     "en": (BLUE, "o"),
     "de": (BLACK, "s"),
@@ -348,7 +349,7 @@ def heatmaps(
         raise ValueError(f"small multiples need matrices of one shape; got {sorted(shapes)}")
     ((rows, wide),) = shapes
     columns = columns or int(np.clip(min(len(panels), 24 // max(wide, 1)), 2 if len(panels) > 1 else 1, 4))
-    if wide > 12:  # too many for labels anyway
+    if wide > LABELS:  # too many for labels anyway
         columns = min(len(panels), 4)
     lines = -(-len(panels) // columns)
     longest = max(len(str(label)) for matrix in panels.values() for label in matrix.columns)
@@ -515,7 +516,7 @@ def _draw_matrix(
     colours = matplotlib.colormaps["PuOr_r" if diverging else "cividis"].with_extremes(bad="#DDDDDD")
     image = axes.imshow(values, cmap=colours, vmin=limits[0], vmax=limits[1], aspect="auto")
     for axis, labels, most in ((axes.yaxis, matrix.index, 6), (axes.xaxis, matrix.columns, 3)):
-        every = 1 if len(labels) <= 12 else -(-len(labels) // most)
+        every = 1 if len(labels) <= LABELS else -(-len(labels) // most)
         axis.set_ticks(range(0, len(labels), every), [str(label) for label in labels[::every]])
     axes.grid(visible=False)
     if size is not None:

@@ -17,6 +17,7 @@ from packaging.utils import canonicalize_name
 from langedit_core.notebooks import check_notebook, find_notebooks
 from langedit_core.profiles import load_profile
 from langedit_core.results import has_record, record_path
+from langedit_core.storage import read_sealed
 
 ROOT = Path(__file__).resolve().parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
@@ -146,11 +147,13 @@ def test_readme_shows_the_committed_tables():
 
 
 def test_every_committed_record_is_whole_and_belongs_to_a_cell_of_its_profile():
-    records = sorted((ROOT / "reports").glob("*/records/*"))
+    records = sorted((ROOT / "reports").glob("*/records/*.json.xz"))
     for path in records:
         profile = load_profile(path.parents[1].name)
         assert profile.partial
         known = {record_path(cell, path.parent): cell for group in profile.grids for cell in profile.cells(group)}
         assert path in known, f"{path.name} belongs to no cell of profile {profile.name}; compute it again"
         assert has_record(known[path], path.parent)
-    assert sum(path.stat().st_size for path in records) < 20_000_000
+    traces = sorted((ROOT / "reports").glob("*/records/tracing/*"))
+    assert all(read_sealed(path)["columns"] for path in traces)
+    assert sum(path.stat().st_size for path in records + traces) < 20_000_000
