@@ -311,10 +311,10 @@ def test_a_study_of_nothing_is_refused():
         (["report", "--profile", "smoke", "--output-path", "nowhere"], "run `langedit run --profile smoke` first"),
     ],
 )
-def test_the_command_line_answers_a_mistake_with_one_line_and_status_two(arguments, said, monkeypatch, capsys):
+def test_the_command_line_answers_a_mistake_with_one_line_and_status_one(arguments, said, monkeypatch, capsys):
     monkeypatch.setattr("sys.argv", ["langedit", *arguments])
     with pytest.raises(SystemExit) as stopped:
         cli.entry()
-    assert stopped.value.code == 2
+    assert stopped.value.code == 1
     error = capsys.readouterr().err
     assert said in error and "Traceback" not in error

@@ -53,7 +53,7 @@ def test_its_table_promises_the_told_facts_in_every_language():
 def test_it_answers_as_the_table_promises(answers, lang):
     told = answers[answers["told"] & (answers["lang"] == lang)]
     by_wording = told.groupby("wording")["em"].mean()
-    assert by_wording["edit"] > 0.9 and by_wording["held out"] > 0.6  # of 80 facts
+    assert by_wording["edit"] > 0.9 and by_wording["held out"] > 0.5  # of 80 facts
 
 
 def test_an_altered_checkpoint_is_not_used(tmp_path, monkeypatch):

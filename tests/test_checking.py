@@ -54,7 +54,7 @@ CASES = {
     "a word for a number": (PROFILE.replace("batch: 2", "batch: two"), 11, "valid integer"),
     "an unknown method": (PROFILE.replace("langedit]", "langdit]"), 7, "unknown method 'langdit'; known: langedit"),
     "an unknown data set": (PROFILE.replace("atlas", "altas"), 7, "unknown data set 'altas'; known: atlas"),
-    "an unknown model": (PROFILE.replace("gemma-3-270m", "gemma-3-27b"), 7, "Pass layers="),
+    "an unknown model": (PROFILE.replace("gemma-3-270m", "gemma-3-27b"), 7, "pass layers="),
     "settings that do not fit": (PROFILE + "    changes: [{ridge: -1}]\n", 7, "greater than 0"),
     "settings of a wrong kind": (PROFILE + "    changes: [3]\n", 12, "valid dictionary"),
     "an unknown notebook": (PROFILE.replace("00_quick", "00_quik"), 5, "unknown notebook '00_quikstart'"),

@@ -1,5 +1,6 @@
 """Cells as jobs: the same results from every executor, and nothing lost when jobs are killed, cancelled or fail."""
 
+import contextlib
 import hashlib
 import os
 import signal
@@ -166,9 +167,12 @@ class Disturbing:
         return names
 
     def disturb(self) -> None:
-        for cell, how in ((self.kill, "killed"), (self.cancelled, "cancelled")):
+        # submitit passes over the SIGTERM of a cancellation; the SIGKILL that SLURM sends later does not wait here.
+        for cell, how, sign in (
+            (self.kill, "killed", "batch-000.safetensors"), (self.cancelled, "cancelled", "job.json"),
+        ):  # fmt: skip
             folder = results_folder(cell, self.root)
-            if cell is None or how in dict(self.log) or not (folder / "batch-000.safetensors").is_file():
+            if how in dict(self.log) or not (folder / sign).is_file():
                 continue
             if (folder / "done.json").is_file():
                 pytest.fail("the cell was done before it could be disturbed")
@@ -176,6 +180,8 @@ class Disturbing:
                 os.kill(read_json(folder / "job.json")["pid"], signal.SIGKILL)
             else:
                 self.inner.cancel([self.names[cell.slug][0]])
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(read_json(folder / "job.json")["pid"], signal.SIGKILL)
             self.log.append((how, cell.slug))
 
     def over(self, names):
@@ -209,7 +215,7 @@ def test_local_jobs_of_which_one_is_killed_end_as_an_undisturbed_run(model_folde
 @pytest.mark.slurm
 def test_slurm_jobs_cancelled_and_killed_end_as_an_undisturbed_run(model_folder, tmp_path, capsys):
     with slurm_cluster(tmp_path / "cluster"):
-        cells = cells_of(model_folder, rounds=8)
+        cells = cells_of(model_folder, rounds=12)
         inner = make_executor("slurm", tmp_path / "jobs", at_once=2, options=dict(partition="debug", time=10))
         executor = Disturbing(inner, tmp_path / "grid", kill=cells[0], cancel=cells[1])
         seen = []
