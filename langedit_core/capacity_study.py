@@ -5,9 +5,6 @@ Everything is kept under the hash of what it depends on, so rendering twice comp
 
 from __future__ import annotations
 
-import hashlib
-import json
-import logging
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -35,16 +32,14 @@ from langedit_core.capacity import (
     synthetic_limits,
 )
 from langedit_core.covariance import KeyCovariance, cached_covariance, corpus_hash
+from langedit_core.keeping import kept
 from langedit_core.languages import CORE, LANGUAGES
 from langedit_core.models import EditableModel
 from langedit_core.nullspace import NullSpace, Threshold, exact_null_space
 from langedit_core.profiles import hyperparameters
 from langedit_core.records import Fact, FactSet, digest
-from langedit_core.storage import CorruptFile, read_sealed, write_sealed
 from langedit_core.study import load_data
 from langedit_core.subject_keys import cached_keys, token_rows
-
-log = logging.getLogger(__name__)
 
 ENGINE = 1
 """Raised whenever the same inputs would give other numbers; part of every result's hash."""
@@ -53,21 +48,10 @@ SHARES = (0.5, 0.2, 0.1, 0.05)
 """Levels of capacity at which a limit is reported."""
 
 
-def kept(results: str | Path | None, what: str, key: dict, make: Callable[[], object]):
-    """What `make` gives, or what it gave before for the same key; a damaged file is made again."""
-    if results is None:
-        return make()
-    text = json.dumps({"engine": ENGINE} | key, sort_keys=True, ensure_ascii=False)
-    path = Path(results) / "capacity" / f"{what}-{hashlib.sha256(text.encode()).hexdigest()[:24]}.json.xz"
-    try:
-        return read_sealed(path)
-    except FileNotFoundError:
-        pass
-    except CorruptFile as error:
-        log.warning("%s", error)
-    made = make()
-    write_sealed(path, made)
-    return made
+def remembered(results: str | Path | None, what: str, key: dict, make: Callable[[], object]):
+    """`kept`, in the folder of this study."""
+    folder = None if results is None else Path(results) / "capacity"
+    return kept(folder, what, {"engine": ENGINE} | key, make)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -226,7 +210,7 @@ def curves(
         for threshold in (Threshold(kind="fraction", value=f) for f in fractions if f < 1)
     }
     key = mixed.key | dict(fractions=list(fractions), batch=batch, checkpoints=checkpoints)
-    frame = pd.DataFrame(kept(results, "curves", key, make), columns=["how", "fraction", *COLUMNS])
+    frame = pd.DataFrame(remembered(results, "curves", key, make), columns=["how", "fraction", *COLUMNS])
     return frame.astype({"survival": float, "smallest": float, "exposed": float, "protected": int, "rank": int})
 
 
@@ -347,7 +331,7 @@ def synthetic(widths: str, results: str | Path | None = None, seed: int = 0) -> 
     """`capacity.synthetic_limits` for widths separated by spaces, each kept by itself."""
     parts = [
         pd.DataFrame(
-            kept(
+            remembered(
                 results,
                 "synthetic",
                 dict(d=d, seed=seed),

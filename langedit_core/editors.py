@@ -255,6 +255,7 @@ class Editor:
         self.model, self.settings, self.contexts = model, settings, contexts
         self.step, self.finished = 0, False
         self.layers = {layer: LayerState(model, layer, settings, covariances[layer]) for layer in settings.layers}
+        self._unedited = {layer: dict(vars(state)) for layer, state in self.layers.items()}
 
     def requests(self, facts: Sequence[Fact]) -> tuple[list[Fact], list[ValueRequest], dict[str, str]]:
         """Token rows of all facts that have them, and the reason for each that has not."""
@@ -417,6 +418,18 @@ class Editor:
         except BaseException:
             self._put_back()
             raise
+
+    @torch.no_grad()
+    def reset(self) -> None:
+        """Back to the beginning: the weights this editor found, no key remembered, ready for another sequence.
+
+        What is costly to prepare, the decomposition of C₀, is kept; so single edits can be looked at one by one.
+        """
+        for layer, state in self.layers.items():
+            vars(state).clear()
+            vars(state).update(self._unedited[layer])
+            self.model.weight(layer).copy_(state.initial)
+        self.step, self.finished = 0, False
 
     def _refuse_after_the_end(self) -> None:
         if self.finished:

@@ -21,6 +21,8 @@ from langedit_core.study import LOADERS
 FOLDER = Path(__file__).parent / "profiles"
 HPARAMS = Path(__file__).parent / "hparams.yaml"
 
+DEFAULT = "default"  # entry of `hparams.yaml` for models without one
+
 
 class Grid(BaseModel):
     """Cells that differ in data set, method, seed and `changes` of the settings; the rest are fields of `Cell`."""
@@ -139,7 +141,7 @@ def load_profile(name: str | Path) -> Profile:
 
 def is_tuned(model: str) -> bool:
     """Whether `hparams.yaml` has an entry for this model."""
-    return model in _hparams()
+    return model in _tuned()
 
 
 @functools.cache
@@ -147,24 +149,30 @@ def _hparams() -> dict:
     return yaml.safe_load(HPARAMS.read_text("utf-8"))
 
 
+def _tuned() -> dict:
+    return {model: entry for model, entry in _hparams().items() if model != DEFAULT}
+
+
 def hyperparameters(model: str, method: str, **changes) -> EditSettings:
     """Settings of `method` for `model`: those of `hparams.yaml`, with `changes` on top.
 
-    A model that is not there is edited in the layers that causal tracing recommended for it (`chosen_layers.py`).
+    A model that is not there gets the file's entry `default`, and is edited in the layers that causal tracing
+    recommended for it (`chosen_layers.py`) or that are given.
 
     Raises:
         ValueError: Unknown method, or no entry for this model, no layers kept for it and none in `changes`.
     """
     if method not in METHODS:
         raise unknown("method", method, METHODS)
-    table = _hparams()
-    entry = table.get(model, {})
-    if model not in table and "layers" not in changes:
+    tuned = _tuned()
+    entry = tuned.get(model) or _hparams().get(DEFAULT, {})
+    chosen = entry.get("all", {}) | entry.get(method, {})
+    if model not in tuned and "layers" not in changes:
         layers = kept_layers(model)
         if layers is None:
             raise ValueError(
-                f"{unknown('model in hparams.yaml', model, table)}. For a model of your own, run notebook 01 with "
+                f"{unknown('model in hparams.yaml', model, tuned)}. For a model of your own, run notebook 01 with "
                 "MODEL set to it, which recommends layers and keeps them, or pass layers=(...)"
             )
-        entry = {"all": {"layers": layers}}
-    return settings_for(method, **(entry.get("all", {}) | entry.get(method, {}) | changes))
+        chosen["layers"] = layers
+    return settings_for(method, **(chosen | changes))

@@ -5,11 +5,8 @@ A trace is kept under the hash of everything it depends on, so a stopped run goe
 
 from __future__ import annotations
 
-import hashlib
-import json
-import logging
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,11 +14,11 @@ import pandas as pd
 from tqdm import tqdm
 
 from langedit_core.errors import unknown
+from langedit_core.keeping import kept
 from langedit_core.languages import LANGUAGES
 from langedit_core.metrics import score_probes
 from langedit_core.models import EditableModel
 from langedit_core.records import Fact, FactSet, digest
-from langedit_core.storage import CorruptFile, read_sealed, write_sealed
 from langedit_core.study import load_data
 from langedit_core.tokens import SubjectMerged
 from langedit_core.tracing import (
@@ -31,8 +28,6 @@ from langedit_core.tracing import (
     subject_columns,
     trace,
 )
-
-log = logging.getLogger(__name__)
 
 ENGINE = 1
 """Raised whenever the same inputs would give other numbers; part of every trace's hash."""
@@ -122,7 +117,7 @@ def trace_known(
         engine=ENGINE, model=model.fingerprint, data=data.fingerprint, langs=list(langs), asked=asked, traced=traced,
         settings=settings.model_dump(mode="json"),
     )  # fmt: skip
-    told = _kept(records, f"traced-{data.name}", key, made)
+    told = kept(_under(records), f"traced-{data.name}", key, made)
     counts, frame = (
         pd.DataFrame(told[part], columns=list(c)) for part, c in (("counts", COUNTS), ("columns", COLUMNS))
     )
@@ -176,7 +171,7 @@ def known_facts(model: EditableModel, facts: Sequence[Fact], results: str | Path
     """Facts whose whole true answer (the target, where the source tells no truth) greedy generation gives."""
     asked = [(fact.text, LANGUAGES[fact.lang].join + (fact.truth or fact.target)) for fact in facts]
     key = dict(engine=ENGINE, model=model.fingerprint, asked=asked)
-    scores = _kept(results, "known", key, lambda: [score.em for score in score_probes(model, asked)])
+    scores = kept(_under(results), "known", key, lambda: [score.em for score in score_probes(model, asked)])
     return [fact for fact, known in zip(facts, scores, strict=True) if known]
 
 
@@ -212,7 +207,9 @@ def trace_facts(
             engine=ENGINE, model=model.fingerprint, deviation=deviation, settings=settings.model_dump(mode="json"),
             prompt=fact.prompt, subject=fact.subject, answer=fact.truth or fact.target, lang=fact.lang,
         )  # fmt: skip
-        made = _kept(results, "trace", key, lambda fact=fact: _summary(model, fact, deviation, settings, columns))
+        made = kept(
+            _under(results), "trace", key, lambda fact=fact: _summary(model, fact, deviation, settings, columns)
+        )
         frames.append(pd.DataFrame(made).assign(fact=fact.id, lang=fact.lang)[list(COLUMNS)])
     return _typed(pd.concat([f for f in frames if len(f)] or frames, ignore_index=True))
 
@@ -247,18 +244,5 @@ def _located(model: EditableModel, fact: Fact) -> bool:
     return True
 
 
-def _kept(results: str | Path | None, what: str, key: dict, make: Callable[[], object]):
-    """What `make` gives, or what it gave before for the same key; a damaged file is made again."""
-    if results is None:
-        return make()
-    text = json.dumps(key, sort_keys=True, ensure_ascii=False)
-    path = Path(results) / "tracing" / f"{what}-{hashlib.sha256(text.encode()).hexdigest()[:24]}.json.xz"
-    try:
-        return read_sealed(path)
-    except FileNotFoundError:
-        pass
-    except CorruptFile as error:
-        log.warning("%s", error)
-    made = make()
-    write_sealed(path, made)
-    return made
+def _under(folder: str | Path | None) -> Path | None:
+    return None if folder is None else Path(folder) / "tracing"

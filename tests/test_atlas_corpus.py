@@ -101,11 +101,11 @@ def test_the_same_seed_tells_the_same_and_another_epoch_does_not(default):
     assert first(1, 0) != first(1, 1) != first(2, 1)
 
 
-def test_wordings_have_one_subject_and_six_of_them_are_told(corpus):
+def test_wordings_have_one_subject_and_seven_of_them_are_told(corpus):
     for relation in corpus.atlas["templates"]:
         for lang in CORE:
             wordings = corpus.wordings(relation, lang)
-            assert len(wordings) == len(set(wordings)) == 6
+            assert len(wordings) == len(set(wordings)) == 7
             for template in wordings:
                 assert template.count("{}") == 1 and template.replace("{}", "").count("{") == 0, template
     assert corpus.wordings("currency", "fr")[3] == "Monnaie officielle (Pays : {}) :"

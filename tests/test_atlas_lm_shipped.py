@@ -46,14 +46,14 @@ def test_its_table_promises_the_told_facts_in_every_language():
     table = pd.read_csv(FOLDER / "accuracy.csv")
     told = table[table["told"]].groupby(["wording", "lang"]).apply(lambda t: (t["value"] * t["n"]).sum() / t["n"].sum())
     assert told["edit"].min() > 0.95
-    assert told["held out"].mean() > 0.8 and told["held out"].min() > 0.65  # Spanish is the lowest, English next
+    assert told["held out"].min() > 0.8
 
 
 @pytest.mark.parametrize("lang", CORE)
 def test_it_answers_as_the_table_promises(answers, lang):
     told = answers[answers["told"] & (answers["lang"] == lang)]
     by_wording = told.groupby("wording")["em"].mean()
-    assert by_wording["edit"] > 0.9 and by_wording["held out"] > 0.5  # of 80 facts
+    assert by_wording["edit"] > 0.9 and by_wording["held out"] > 0.75  # of 80 facts
 
 
 def test_an_altered_checkpoint_is_not_used(tmp_path, monkeypatch):

@@ -101,11 +101,11 @@ def test_limits_are_told_in_words(level, told):
 
 
 def test_a_damaged_result_is_made_again(tmp_path, caplog):
-    made = capacity_study.kept(tmp_path, "x", {"a": 1}, lambda: [1.5, None])
+    made = capacity_study.remembered(tmp_path, "x", {"a": 1}, lambda: [1.5, None])
     (path,) = (tmp_path / "capacity").iterdir()
-    assert capacity_study.kept(tmp_path, "x", {"a": 1}, lambda: pytest.fail("again")) == made
+    assert capacity_study.remembered(tmp_path, "x", {"a": 1}, lambda: pytest.fail("again")) == made
     path.write_bytes(b"no")
-    assert capacity_study.kept(tmp_path, "x", {"a": 1}, lambda: [2]) == [2] and "not whole JSON" in caplog.text
+    assert capacity_study.remembered(tmp_path, "x", {"a": 1}, lambda: [2]) == [2] and "not whole JSON" in caplog.text
 
 
 def test_absent_data_are_told_and_a_few_facts_are_found(tiny, monkeypatch, tmp_path):

@@ -1,0 +1,37 @@
+"""What was measured once is kept under the hash of everything it depends on, so a stopped run goes on."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+from collections.abc import Callable
+from pathlib import Path
+
+from langedit_core.storage import CorruptFile, read_sealed, write_sealed
+
+log = logging.getLogger(__name__)
+
+
+def kept(folder: str | Path | None, what: str, key: dict, make: Callable[[], object]):
+    """What `make` gives, or what it gave before for the same key; a damaged file is made again.
+
+    Args:
+        folder: Where the file `what`-HASH.json.xz lies; None keeps nothing.
+        what: Begins the file's name.
+        key: Everything the outcome depends on, as JSON takes it.
+        make: Gives something that JSON takes.
+    """
+    if folder is None:
+        return make()
+    text = json.dumps(key, sort_keys=True, ensure_ascii=False)
+    path = Path(folder) / f"{what}-{hashlib.sha256(text.encode()).hexdigest()[:24]}.json.xz"
+    try:
+        return read_sealed(path)
+    except FileNotFoundError:
+        pass
+    except CorruptFile as error:
+        log.warning("%s", error)
+    made = make()
+    write_sealed(path, made)
+    return made

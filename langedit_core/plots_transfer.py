@@ -1,0 +1,53 @@
+"""Figures of the transfer notebook: estimates of several kinds side by side, one row per model or method."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+import pandas as pd
+from matplotlib.figure import Figure
+
+from langedit_core.plots import BLACK, BLUE, GREEN, GREY, ORANGE, VERMILION, WIDTH, style
+
+LOOKS: dict[str, tuple[str, str]] = {  # colour, marker
+    "own": (BLACK, "o"),
+    "transfer": (BLUE, "D"),
+    "subject": (ORANGE, "s"),
+    "different": (VERMILION, "^"),
+    "unrelated": (GREY, "v"),
+    "random": (GREEN, "x"),
+}
+
+
+def estimates(
+    table: pd.DataFrame, columns: Mapping[str, str], *, title: str = "", xlabel: str = "gain, share of facts"
+) -> Figure:
+    """Dots with 95 % intervals, a row per model and in it one dot per estimate.
+
+    Args:
+        table: Columns model, and per estimate its name, NAME_low and NAME_high; NaN is left out.
+        columns: Estimates shown, each with its label; those the table lacks are left out.
+        title: Above everything.
+        xlabel: What the value is.
+    """
+    names = {name: label for name, label in columns.items() if name in table}
+    y = np.arange(len(table))
+    with style():
+        fig = Figure(figsize=(WIDTH, 1.5 + (0.13 * len(names) + 0.25) * len(table)), layout="constrained")
+        axes = fig.subplots()
+        for i, (name, label) in enumerate(names.items()):
+            colour, marker = LOOKS.get(name, (GREY, "h"))
+            places = y + 0.7 * ((i + 0.5) / len(names) - 0.5)
+            axes.hlines(places, table[f"{name}_low"], table[f"{name}_high"], color=colour, lw=2.5, alpha=0.45)
+            axes.plot(table[name], places, marker, color=colour, ms=6, label=label)
+        axes.axvline(0, color=GREY, lw=0.8)
+        axes.set_yticks(y, table["model"])
+        axes.set(ylim=(len(table) - 0.5, -0.5), xlabel=xlabel)
+        axes.hlines(y[1:] - 0.5, *axes.get_xlim(), color="#DDDDDD", lw=0.6)
+        axes.grid(axis="y", visible=False)
+        handles, labels = axes.get_legend_handles_labels()
+        fig.legend(handles, labels, loc="outside lower center", ncols=3)
+        if title:
+            fig.suptitle(title, x=0.01, ha="left", fontsize=12)
+    return fig

@@ -1,0 +1,347 @@
+"""From answers to transfer: how much more often the edited language's new object is said in another language.
+
+gain = mean over facts of (chosen after − chosen before), per edited and tested language; the placebos' gain is what a
+disturbance of that size does anyway, so transfer = gain of the edit − gain of the placebo, paired over facts.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+
+import numpy as np
+import pandas as pd
+
+from langedit_core.stats import Estimate, interval, paired_difference
+from langedit_core.tables import format_ci
+
+VALUES: dict[str, str] = {
+    "chosen": "forced choice",
+    "em": "exact match",
+    "margin": "nats per token ahead of the best other candidate",
+}
+STRATA: dict[tuple[bool, bool], str] = {
+    (True, True): "subject and object",
+    (True, False): "subject only",
+    (False, True): "object only",
+    (False, False): "neither",
+}
+"""Which strings source and tested language have in common: (same subject, same object) → what it is called."""
+CODE = "currency_iso"
+"""The relation whose objects, ISO codes, are written alike in every language."""
+DISTANCES: dict[str, tuple[tuple[str, str], ...]] = {
+    "same language": tuple((x, x) for x in ("en", "de", "nl", "es", "fr", "zh")),
+    "closely related": (("es", "fr"), ("fr", "es"), ("de", "nl"), ("nl", "de")),
+    "same script": tuple(
+        (a, b) for a in ("en", "de", "nl", "es", "fr") for b in ("en", "de", "nl", "es", "fr")
+        if a != b and {a, b} not in ({"es", "fr"}, {"de", "nl"})
+    ),
+    "another script": tuple(
+        pair for x in ("en", "de", "nl", "es", "fr") for pair in ((x, "zh"), ("zh", x))
+    ),
+}  # fmt: skip
+
+
+def gains(frame: pd.DataFrame) -> pd.DataFrame:
+    """What every edit and placebo changed: the frame of `transfer.transfer` without its unedited rows.
+
+    Returns:
+        Columns fact, relation, source, lang, probe, edit, same_subject, same_object, gain_chosen, gain_em,
+        gain_margin and the values themselves; a probe's several questions (paraphrases) are averaged.
+    """
+    keys = ["fact", "relation", "lang", "probe"]
+    values = list(VALUES)
+    frame = frame.astype(dict.fromkeys(values, float))
+    before = frame[frame["edit"] == "none"].groupby(keys, sort=False)[values].mean()
+    after = frame[frame["edit"] != "none"].groupby(
+        [*keys, "source", "edit", "same_subject", "same_object"], sort=False
+    )[values].mean()  # fmt: skip
+    found = after.reset_index().merge(before.reset_index(), on=keys, suffixes=("", "_before"))
+    return found.assign(**{f"gain_{name}": found[name] - found[f"{name}_before"] for name in values})
+
+
+def over_facts(rows: pd.DataFrame, value: str) -> Estimate:
+    """Mean over facts, with its interval; a fact's languages are averaged first. NaN where there is none."""
+    if rows.empty:
+        return Estimate(math.nan, 0, math.nan, math.nan)
+    return interval(rows.groupby("fact", sort=False)[value].mean())
+
+
+def matrix(
+    found: pd.DataFrame, *, edit: str = "fact", probe: str = "direct", value: str = "gain_chosen"
+) -> pd.DataFrame:
+    """Mean gain per edited language (rows) and tested language (columns); NaN where no fact is left."""
+    rows = found[(found["edit"] == edit) & (found["probe"] == probe)]
+    langs = list(dict.fromkeys(found["source"]))
+    return rows.pivot_table(index="source", columns="lang", values=value).reindex(index=langs, columns=langs)
+
+
+def matrix_table(found: pd.DataFrame, value: str = "gain_chosen") -> pd.DataFrame:
+    """The matrices as a tidy table: source, lang, kind (edit, without identical strings, placebos), estimate."""
+    different = found[(found["source"] == found["lang"]) | ~(found["same_subject"] | found["same_object"])]
+    kinds = {
+        "edit": found[found["edit"] == "fact"],
+        "edit, no identical strings": different[different["edit"] == "fact"],
+        "random value": found[found["edit"] == "random"],
+        "unrelated edit": found[found["edit"] == "unrelated"],
+    }
+    out = []
+    for kind, rows in kinds.items():
+        for (source, lang), part in rows[rows["probe"] == "direct"].groupby(["source", "lang"], sort=False):
+            estimate = over_facts(part, value)
+            out.append(dict(source=source, lang=lang, kind=kind, **estimate._asdict()))
+    return pd.DataFrame(out)
+
+
+def matrices(table: pd.DataFrame) -> dict[str, pd.DataFrame]:
+    """`matrix_table` as one square matrix per kind; NaN where no fact is left."""
+    langs = list(dict.fromkeys(table["source"]))
+    return {
+        kind: part.pivot(index="source", columns="lang", values="value").reindex(index=langs, columns=langs)
+        for kind, part in table.groupby("kind", sort=False)
+    }
+
+
+def transfer_of(rows: pd.DataFrame, placebo: pd.DataFrame, value: str = "gain_chosen") -> Estimate:
+    """Gain of the edit less gain of the placebo, paired over facts, with its interval."""
+    if rows.empty:
+        return Estimate(math.nan, 0, math.nan, math.nan)
+    keys = ["fact", "source", "lang"]
+    there = placebo.merge(rows[keys].drop_duplicates(), on=keys)
+    a, b = (part.groupby("fact")[value].mean() for part in (rows, there))
+    return paired_difference(a, b)
+
+
+def strata(found: pd.DataFrame, value: str = "gain_chosen") -> pd.DataFrame:
+    """Transfer into other languages by what source and tested language write alike.
+
+    Returns:
+        One row per stratum, then `all`, `ISO codes` and `all but ISO codes`: identical, pairs (fact, source, tested),
+        facts, gain, placebo and transfer as texts with 95 % intervals, and value, low, high of transfer.
+    """
+    direct = found[(found["probe"] == "direct") & (found["source"] != found["lang"])]
+    code = direct["relation"] == CODE
+    parts = {name: (direct["same_subject"] == s) & (direct["same_object"] == o) for (s, o), name in STRATA.items()}
+    if code.any():
+        parts |= {"any: ISO codes": code, "any: all but ISO codes": ~code}
+    parts |= {"any": code | ~code}
+    out = []
+    for name, chosen in parts.items():
+        part = direct[chosen]
+        rows, placebo = part[part["edit"] == "fact"], part[part["edit"] == "unrelated"]
+        effect = transfer_of(rows, placebo, value)
+        out.append(
+            dict(
+                identical=name, pairs=len(rows), facts=effect.n, gain=_told(over_facts(rows, value)),
+                placebo=_told(over_facts(placebo, value)), transfer=_told(effect),
+                value=effect.value, low=effect.low, high=effect.high,
+            )
+        )  # fmt: skip
+    return pd.DataFrame(out)
+
+
+def explained(found: pd.DataFrame, value: str = "gain_chosen") -> dict[str, Estimate]:
+    """How much of raw transfer is left once cases with an identical string are removed.
+
+    Returns:
+        `raw` and `different`: transfer over all off-diagonal cases, and over those in which neither subject nor
+        object is written alike; `share`: 1 − different / raw, with a bootstrap interval over facts.
+    """
+    direct = found[(found["probe"] == "direct") & (found["source"] != found["lang"])]
+    wide = direct[direct["edit"].isin(("fact", "unrelated"))].pivot_table(
+        index=["fact", "source", "lang", "same_subject", "same_object"], columns="edit", values=value
+    )
+    effect = (wide["fact"] - wide["unrelated"]).rename("effect").reset_index()
+    different = ~(effect["same_subject"] | effect["same_object"])
+    per_fact = pd.DataFrame(
+        dict(
+            raw=effect.groupby("fact")["effect"].mean(),
+            left=effect[different].groupby("fact")["effect"].mean(),
+        )
+    )
+    both = per_fact.dropna()
+    random = np.random.default_rng(0)
+    draws = random.integers(len(both), size=(2000, len(both)))
+    raw, left = (both[name].to_numpy()[draws].mean(axis=1) for name in ("raw", "left"))
+    with np.errstate(divide="ignore", invalid="ignore"):
+        shares = 1 - left / raw
+    shares = shares[np.isfinite(shares)]
+    value_of = 1 - both["left"].mean() / both["raw"].mean() if both["raw"].mean() else math.nan
+    low, high = np.quantile(shares, [0.025, 0.975]) if len(shares) else (math.nan, math.nan)
+    return dict(
+        raw=interval(per_fact["raw"]),
+        different=interval(per_fact["left"].dropna()),
+        share=Estimate(float(value_of), len(both), float(low), float(high)),
+    )
+
+
+def distances(found: pd.DataFrame, value: str = "gain_chosen") -> pd.DataFrame:
+    """Transfer by how far the tested language is: distance, all cases, and those without an identical string."""
+    direct = found[found["probe"] == "direct"]
+    out = []
+    for name, pairs in DISTANCES.items():
+        there = pd.Series(list(zip(direct["source"], direct["lang"], strict=True)), index=direct.index).isin(pairs)
+        part = direct[there]
+        row: dict[str, object] = dict(distance=name)
+        for label, rows in (
+            ("transfer", part), ("transfer, no identical strings", part[~(part["same_subject"] | part["same_object"])]),
+        ):  # fmt: skip
+            effect = transfer_of(rows[rows["edit"] == "fact"], rows[rows["edit"] == "unrelated"], value)
+            row[label] = _told(effect) if name != "same language" or label == "transfer" else ""
+        out.append(row)
+    return pd.DataFrame(out)
+
+
+def by_probe(found: pd.DataFrame) -> pd.DataFrame:
+    """What each kind of question shows, in the edited language and in others: chosen before → after, and the gain."""
+    out = []
+    for probe in dict.fromkeys(found["probe"]):
+        rows = found[(found["probe"] == probe) & (found["edit"] == "fact")]
+        for where, part in (
+            ("the edited language", rows[rows["source"] == rows["lang"]]),
+            ("others", rows[rows["source"] != rows["lang"]]),
+            (
+                "others, no identical strings",
+                rows[(rows["source"] != rows["lang"]) & ~(rows["same_subject"] | rows["same_object"])],
+            ),
+        ):
+            if part.empty:
+                continue
+            gain = over_facts(part, "gain_chosen")
+            out.append(
+                {
+                    "question": probe,
+                    "asked in": where,
+                    "right before": part.groupby("fact")["chosen_before"].mean().mean(),
+                    "right after": part.groupby("fact")["chosen"].mean().mean(),
+                    "gain": _told(gain),
+                    "exact match after": part.groupby("fact")["em"].mean().mean(),
+                    "n": gain.n,
+                }
+            )
+    return pd.DataFrame(out)
+
+
+def variants_table(by_variant: Mapping[str, pd.DataFrame], value: str = "gain_chosen") -> pd.DataFrame:
+    """Several models beside one another: efficacy in the edited language, transfer into others, placebos.
+
+    Returns:
+        Per model a tidy row: model, facts, and as (value, low, high) columns own, transfer, transfer_different
+        (no identical string), transfer_subject (identical subject, other object), random, unrelated.
+    """
+    out = []
+    for name, found in by_variant.items():
+        direct = found[found["probe"] == "direct"]
+        own = direct[(direct["source"] == direct["lang"]) & (direct["edit"] == "fact")]
+        other = direct[direct["source"] != direct["lang"]]
+        placebo = other[other["edit"] == "unrelated"]
+        edited = other[other["edit"] == "fact"]
+        different = edited[~(edited["same_subject"] | edited["same_object"])]
+        subject = edited[edited["same_subject"] & ~edited["same_object"]]
+        estimates = dict(
+            own=over_facts(own, value),
+            transfer=transfer_of(edited, placebo, value),
+            different=transfer_of(different, placebo, value),
+            subject=transfer_of(subject, placebo, value),
+            unrelated=over_facts(placebo, value),
+            random=over_facts(other[other["edit"] == "random"], value),
+        )
+        row: dict[str, object] = dict(model=name, facts=found["fact"].nunique())
+        for label, estimate in estimates.items():
+            row |= {label: estimate.value, f"{label}_low": estimate.low, f"{label}_high": estimate.high}
+        out.append(row)
+    return pd.DataFrame(out)
+
+
+COLUMNS: dict[str, str] = {
+    "own": "edited language",
+    "transfer": "other languages",
+    "subject": "same subject, other object",
+    "different": "no identical string",
+    "unrelated": "unrelated edit",
+    "random": "random value",
+}
+
+
+def readable(table: pd.DataFrame) -> pd.DataFrame:
+    """`variants_table` with intervals as texts."""
+    shown = table[["model", "facts"]].copy()
+    for column, label in COLUMNS.items():
+        shown[label] = [
+            format_ci(*row) for row in zip(table[column], table[f"{column}_low"], table[f"{column}_high"], strict=True)
+        ]
+    return shown
+
+
+def sequences_table(frames: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
+    """Methods after a whole sequence, one row each: own language, others, and others without identical strings.
+
+    Args:
+        frames: Label → the frame of `transfer.sequence_transfer`.
+
+    Returns:
+        model (the label), facts, and (value, low, high) of own, transfer, different, subject: gains of chosen.
+    """
+    out = []
+    for name, frame in frames.items():
+        found = sequence_gains(frame)
+        other = found[found["source"] != found["lang"]]
+        identical = other["same_subject"] | other["same_object"]
+        estimates = dict(
+            own=over_facts(found[found["source"] == found["lang"]], "gain_chosen"),
+            transfer=over_facts(other, "gain_chosen"),
+            subject=over_facts(other[other["same_subject"] & ~other["same_object"]], "gain_chosen"),
+            different=over_facts(other[~identical], "gain_chosen"),
+        )
+        row: dict[str, object] = dict(model=name, facts=found["fact"].nunique())
+        for label, estimate in estimates.items():
+            row |= {label: estimate.value, f"{label}_low": estimate.low, f"{label}_high": estimate.high}
+        out.append(row)
+    return pd.DataFrame(out)
+
+
+def sequence_gains(frame: pd.DataFrame) -> pd.DataFrame:
+    """Answers after a sequence less those before it, per fact and language."""
+    keys = ["fact", "source", "lang", "same_subject", "same_object"]
+    frame = frame.astype(dict.fromkeys(VALUES, float))
+    after = frame[frame["when"] == "after"].set_index(keys)[list(VALUES)]
+    before = frame[frame["when"] == "before"].set_index(keys)[list(VALUES)]
+    return (after - before).add_prefix("gain_").reset_index()
+
+
+def sequence_differences(frames: Mapping[str, pd.DataFrame], reference: str) -> pd.DataFrame:
+    """Transfer under other methods less that under `reference`, paired over facts, into other languages only."""
+    out = []
+    base = _elsewhere(frames[reference])
+    for name, frame in frames.items():
+        if name == reference:
+            continue
+        other = _elsewhere(frame)
+        own = paired_difference(_own(frame), _own(frames[reference]))
+        effect = paired_difference(other, base)
+        out.append(
+            {
+                "difference": f"{name} − {reference}",
+                "other languages": _told(effect),
+                "edited language": _told(own),
+                "n": effect.n,
+                "value": effect.value,
+                "low": effect.low,
+                "high": effect.high,
+            }
+        )
+    return pd.DataFrame(out)
+
+
+def _elsewhere(frame: pd.DataFrame) -> pd.Series:
+    found = sequence_gains(frame)
+    return found[found["source"] != found["lang"]].groupby("fact")["gain_chosen"].mean()
+
+
+def _own(frame: pd.DataFrame) -> pd.Series:
+    found = sequence_gains(frame)
+    return found[found["source"] == found["lang"]].groupby("fact")["gain_chosen"].mean()
+
+
+def _told(estimate: Estimate) -> str:
+    return format_ci(estimate.value, estimate.low, estimate.high) if estimate.n else "n/a"

@@ -1,0 +1,149 @@
+"""What may and what may not be concluded about transfer, in sentences made from the numbers."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import pandas as pd
+
+from langedit_core.stats import Estimate
+from langedit_core.tables import format_ci
+from langedit_core.transfer_analysis import by_probe, explained, over_facts, sequence_differences, transfer_of
+
+TOGETHER, APART = ("atlas-lm-same-names", "atlas-lm"), ("atlas-lm-apart-same-names", "atlas-lm-apart")
+
+
+def about_variants(by_variant: Mapping[str, pd.DataFrame]) -> list[str]:
+    """Whether the controlled models behave as they were built, pair by pair: told together, told apart."""
+    sentences = []
+    for together, apart in zip(TOGETHER, APART, strict=True):
+        if together not in by_variant or apart not in by_variant:
+            continue
+        names = "under the same names" if together.endswith("same-names") else "under each language's own names"
+        one, other = (_transfer(by_variant[name]) for name in (together, apart))
+        above = one.low > other.high
+        sentences.append(
+            f"Facts told {names}: where all languages told them, an edit is chosen in another language by "
+            f"{_told(one)} more than after an unrelated edit; where one language told each, by {_told(other)}. "
+            + ("The first is well above the second." if above else "The two are not clearly apart.")
+        )
+        if "lang_told" in by_variant[apart]:
+            known = by_variant[apart]
+            taught = known[known["source_told"] & ~known["lang_told"]]
+            if len(taught[taught["edit"] == "fact"]):
+                sentences.append(
+                    f"Of these, edits made in the one language that told the fact reach the others by "
+                    f"{_told(_transfer(taught))}."
+                )
+    if "atlas-lm" in by_variant:
+        found = by_variant["atlas-lm"]
+        direct = found[(found["probe"] == "direct") & (found["source"] != found["lang"])]
+        different = direct[~(direct["same_subject"] | direct["same_object"])]
+        subject = direct[direct["same_subject"] & ~direct["same_object"]]
+        sentences.append(
+            f"In atlas-lm with each language's own names, transfer is {_told(_effect(subject))} where only the subject "
+            f"is written alike and {_told(_effect(different))} where nothing is: what carries an edit over is the "
+            "subject's tokens."
+            if _effect(subject).low > max(_effect(different).high, 0)
+            else f"In atlas-lm with each language's own names, transfer is {_told(_effect(different))} where nothing "
+            "is written alike."
+        )
+    return sentences
+
+
+def about_model(found: pd.DataFrame, name: str, data: str) -> list[str]:
+    """Transfer in a real model: raw, without identical strings, and what follows from an edit.
+
+    Args:
+        found: `transfer_analysis.gains` of one data set.
+        name: Of the model.
+        data: Of the data set.
+    """
+    parts = explained(found)
+    raw, left, share = parts["raw"], parts["different"], parts["share"]
+    own = over_facts(_direct(found, same=True), "gain_chosen")
+    sentences = [
+        f"{name}, {data}, n = {raw.n} facts: an edit is chosen {_told(own)} more often in its own language and "
+        f"{_told(raw)} in another one, less what an unrelated edit does."
+    ]
+    if left.n:
+        excludes = left.low > 0
+        sentences.append(
+            f"Where neither subject nor object is written alike it is {_told(left)} (n = {left.n}): "
+            + (
+                f"identical strings explain {share.value:.0%} [{share.low:.0%}, {share.high:.0%}] of the raw transfer, "
+                "the rest is not copying."
+                if excludes
+                else "no transfer beyond identical strings is shown."
+            )
+        )
+    probes = by_probe(found).set_index(["question", "asked in"])
+    for probe, means in (("implied", "what follows from the edit"), ("reversed", "the relation backwards")):
+        rows = found[(found["probe"] == probe) & (found["edit"] == "fact")]
+        own_rows, others = rows[rows["source"] == rows["lang"]], rows[rows["source"] != rows["lang"]]
+        if (probe, "others") not in probes.index:
+            continue
+        mine, there = over_facts(own_rows, "gain_chosen"), over_facts(others, "gain_chosen")
+        verdict = (
+            "an edit changes it too" if mine.low > 0 else "an edit is not shown to change it, even in its own language"
+        )
+        sentences.append(
+            f"Asked for {means}, gains are {_told(mine)} in the edited language and {_told(there)} in others: "
+            f"{verdict}."
+        )
+    return sentences
+
+
+def about_sequences(frames: Mapping[str, pd.DataFrame], name: str, reference: str = "alphaedit") -> list[str]:
+    """Whether projecting off past keys suppresses transfer: methods after the same sequence, and its order."""
+    if reference not in frames or len(frames) < 2:
+        return []
+    table = sequence_differences(frames, reference)
+    sentences = []
+    for row in table.to_dict("records"):
+        if ", " in row["difference"].split(" − ")[0]:
+            continue
+        verdict = "less" if row["high"] < 0 else "more" if row["low"] > 0 else "no difference shown"
+        sentences.append(
+            f"{name}, after the whole sequence, {row['difference']} (n = {row['n']} facts): other languages "
+            f"{row['other languages']} ({verdict}), the edited language {row['edited language']}."
+        )
+    for label in frames:
+        method, _, order = label.partition(", ")
+        if order and method in frames:
+            row = sequence_differences({method: frames[method], label: frames[label]}, method).iloc[0]
+            verdict = "matters" if row["low"] > 0 or row["high"] < 0 else "is not shown to matter"
+            sentences.append(
+                f"{name}, {method}: with {order} other languages gain {row['other languages']} more over the facts "
+                f"both sequences edit (n = {row['n']}): the order {verdict}."
+            )
+    return sentences
+
+
+def limits(facts: int, choices: int) -> list[str]:
+    """What the numbers cannot carry."""
+    return [
+        f"A forced choice among {choices} answers says which of them is likeliest, not that the model would say it; "
+        "exact match, in the tables, says that and is lower.",
+        f"{facts} facts of one data set, one seed and one set of layers: an interval covers the choice of facts, not "
+        "that of the model, the prompts or the method's settings.",
+        "Transfer that stays when no string is alike is shared knowledge or shared form; only the controlled models, "
+        "where it is known what was told in which language, can tell these apart.",
+    ]
+
+
+def _direct(found: pd.DataFrame, same: bool) -> pd.DataFrame:
+    rows = found[(found["probe"] == "direct") & (found["edit"] == "fact")]
+    return rows[(rows["source"] == rows["lang"]) == same]
+
+
+def _transfer(found: pd.DataFrame) -> Estimate:
+    return _effect(found[(found["probe"] == "direct") & (found["source"] != found["lang"])])
+
+
+def _effect(rows: pd.DataFrame) -> Estimate:
+    return transfer_of(rows[rows["edit"] == "fact"], rows[rows["edit"] == "unrelated"])
+
+
+def _told(estimate: Estimate) -> str:
+    return format_ci(estimate.value, estimate.low, estimate.high)
