@@ -15,10 +15,8 @@ from pydantic import ValidationError
 from langedit_core.errors import unknown
 from langedit_core.fact_files import Problem, parse_facts
 from langedit_core.patches import Patch
-from langedit_core.profiles import Profile
-
-LARGEST_PROFILE = 1_000_000  # bytes
-MOST_NODES = 100_000  # of a YAML tree with its aliases written out
+from langedit_core.profiles import Profile, told
+from langedit_core.yaml_files import BadYaml, read_mapping
 
 
 @dataclass(frozen=True)
@@ -67,32 +65,14 @@ def _patch(path: Path) -> Checked:
 
 
 def _profile(path: Path, notebooks: Path | None) -> Checked:
-    def refused(line: int | None, message: str) -> Checked:
-        return Checked(path, "no profile", [Problem(path, line, message)])
-
-    if path.stat().st_size > LARGEST_PROFILE:
-        return refused(None, f"is larger than {LARGEST_PROFILE:,} bytes; is it a profile?")
     try:
-        text = path.read_bytes().decode("utf-8")
-        tree = yaml.compose(text, Loader=yaml.SafeLoader)
-    except UnicodeDecodeError as error:
-        return refused(None, f"is no UTF-8 (byte {error.start + 1})")
-    except yaml.MarkedYAMLError as error:
-        return refused(error.problem_mark.line + 1 if error.problem_mark else None, f"is no YAML: {error.problem}")
-    except (yaml.YAMLError, RecursionError) as error:
-        return refused(None, f"is no YAML: {error}")
-    if not isinstance(tree, yaml.MappingNode):
-        return refused(None, "holds no mapping of profile fields")
-    if _size(tree) > MOST_NODES:
-        return refused(None, f"has more than {MOST_NODES:,} entries with its aliases written out")
-    try:
-        content = yaml.safe_load(text)
-        profile = Profile(**content)
+        content, tree = read_mapping(path)
+        profile = Profile.model_validate(content)
+    except BadYaml as error:
+        return Checked(path, "no profile", [Problem(path, error.line, error.message)])
     except ValidationError as error:
         found = [Problem(path, _line(tree, one["loc"]), _told(one)) for one in error.errors()]
         return Checked(path, "profile with errors", sorted(found, key=lambda problem: problem.line or 0))
-    except (yaml.YAMLError, TypeError, ValueError) as error:
-        return refused(None, f"cannot be read: {error}")
     problems = [
         *_bad_grids(path, tree, profile),
         *(_bad_notebooks(path, tree, profile, notebooks) if notebooks else []),
@@ -110,8 +90,7 @@ def _bad_grids(path: Path, tree: yaml.Node, profile: Profile) -> list[Problem]:
             try:
                 profile.cells(group, name)
             except ValidationError as error:
-                told = "; ".join(map(_told, error.errors()[:3]))
-                found.append(Problem(path, _line(tree, ("grids", group)), f"grids.{group}: {told}"))
+                found.append(Problem(path, _line(tree, ("grids", group)), f"grids.{group}: {told(error)}"))
             except (ValueError, TypeError) as error:
                 found.append(Problem(path, _line(tree, ("grids", group)), f"grids.{group}: {error}"))
     return found
@@ -153,17 +132,3 @@ def _line(node: yaml.Node, loc: tuple[str | int, ...]) -> int:
             node = node.value[step]
             line = node.start_mark.line + 1
     return line
-
-
-def _size(node: yaml.Node, known: dict[int, int] | None = None) -> int:
-    """Entries of a tree whose aliases are written out; an alias of itself counts as too many."""
-    known = {} if known is None else known
-    if id(node) not in known:
-        known[id(node)] = MOST_NODES + 1  # until it is counted: whoever meets it inside itself sees this
-        children = []
-        if isinstance(node, yaml.SequenceNode):
-            children = node.value
-        elif isinstance(node, yaml.MappingNode):
-            children = [one for pair in node.value for one in pair]
-        known[id(node)] = 1 + sum(_size(child, known) for child in children)
-    return known[id(node)]

@@ -9,7 +9,7 @@ import hashlib
 from collections.abc import Sequence
 from pathlib import Path
 
-from langedit_core.storage import cache_home, read_sealed, write_sealed
+from langedit_core.storage import CorruptFile, cache_home, read_sealed, write_sealed
 
 
 def keep_layers(model: str, layers: Sequence[int], source: str) -> Path:
@@ -35,12 +35,19 @@ def kept_layers(model: str) -> tuple[int, ...] | None:
     """The layers kept for a model; None if nothing was.
 
     Raises:
-        CorruptFile: The file was altered.
+        CorruptFile: The file was altered, or is about another model.
     """
+    path = _path(model)
     try:
-        return tuple(read_sealed(_path(model))["layers"])
+        kept = read_sealed(path)
+        layers = kept["layers"]
+        if kept["model"] != model or not layers or any(type(layer) is not int for layer in layers):
+            raise TypeError
+        return tuple(layers)
     except FileNotFoundError:
         return None
+    except (KeyError, TypeError) as error:
+        raise CorruptFile(f"{path} holds no layers for {model}; delete it and run notebook 01 again") from error
 
 
 def _path(model: str) -> Path:

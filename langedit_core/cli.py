@@ -62,7 +62,8 @@ def run(
         bool, typer.Option("--dry-run", help="list the cells, estimate memory and time; load and write nothing")
     ] = False,
     tflops: Annotated[
-        float | None, typer.Option("--tflops", help="with --dry-run: float32 TFLOP/s of a device that is not here")
+        float | None,
+        typer.Option("--tflops", min=0.001, help="with --dry-run: float32 TFLOP/s of a device that is not here"),
     ] = None,
 ) -> None:
     """Compute a profile's cells (finished ones are not computed again), run its notebooks, render its reports."""
@@ -282,7 +283,7 @@ def edit(
     from langedit_core.editing import edit_facts
     from langedit_core.editors import METHODS
     from langedit_core.errors import unknown
-    from langedit_core.fact_files import read_facts
+    from langedit_core.fact_files import read_facts, read_sentences
     from langedit_core.languages import CORE
     from langedit_core.models import load_model
     from langedit_core.patches import check_recordable
@@ -292,7 +293,7 @@ def edit(
         raise typer.BadParameter("--patch-only leaves out what --save-model and --peft ask for")
     chosen = parse_layers(layers)
     wanted = read_facts(facts)[:limit]
-    texts = None if corpus is None else [line for line in corpus.read_text("utf-8").splitlines() if line.strip()]
+    texts = None if corpus is None else read_sentences(corpus)
     if method not in METHODS:
         raise unknown("method", method, METHODS)
     damping = METHODS[method].get("damping")

@@ -146,11 +146,11 @@ def cached_covariance(
     for layer, path in paths.items():
         try:
             tensors, metadata = load_tensors(path)
-            found[layer] = KeyCovariance(gram=tensors["gram"].to(model.device), count=int(metadata["count"]))
+            found[layer] = _covariance(tensors, metadata, model)
         except FileNotFoundError:
             continue
-        except CorruptFile as error:
-            log.warning("covariance of layer %d is computed again: %s", layer, error)
+        except (CorruptFile, KeyError, TypeError, ValueError) as error:
+            log.warning("covariance of layer %d is computed again: %s: %r", layer, path, error)
     missing = [layer for layer in layers if layer not in found]
     log.info("covariance cache: %d layers found, %d to compute (%s)", len(found), len(missing), folder)
     if missing:
@@ -158,3 +158,15 @@ def cached_covariance(
             save_tensors(paths[layer], {"gram": covariance.gram}, {"count": str(covariance.count)})
             found[layer] = covariance
     return {layer: found[layer] for layer in layers}
+
+
+def _covariance(tensors: dict[str, torch.Tensor], metadata: dict[str, str], model: EditableModel) -> KeyCovariance:
+    gram, count = tensors["gram"], int(metadata["count"])
+    if gram.shape != (model.d_ff, model.d_ff) or gram.dtype != torch.float64 or count < 1:
+        raise ValueError(
+            f"{tuple(gram.shape)} numbers of {gram.dtype} from {count} keys, expected {model.d_ff} x {model.d_ff} "
+            "of torch.float64 from at least one"
+        )
+    if not torch.isfinite(gram).all():
+        raise ValueError("it holds NaN or infinity")
+    return KeyCovariance(gram=gram.to(model.device), count=count)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from langedit_core.errors import RefusedInput
@@ -27,14 +27,29 @@ def parse_json(where: str, data: bytes) -> object:
     """Decode and parse.
 
     Raises:
-        RefusedInput: Not UTF-8 or not JSON; begins with `where`.
+        RefusedInput: Not UTF-8, not JSON (which has no NaN), or a field given twice; begins with `where`.
     """
     try:
-        return json.loads(data.decode("utf-8-sig"))
+        return json.loads(data.decode("utf-8-sig"), object_pairs_hook=without_repeats, parse_constant=no_constant)
     except UnicodeDecodeError as error:
         raise RefusedInput(f"{where}: not UTF-8 (byte {error.start}); convert the file") from error
     except (ValueError, RecursionError) as error:
         raise RefusedInput(f"{where}: not JSON ({error})") from error
+
+
+def without_repeats(pairs: Sequence[tuple[str, object]]) -> dict:
+    """An object from its fields, for `json.loads`, which by itself takes the last of two without a word."""
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        names = [name for name, _ in pairs]
+        twice = next(name for name in names if names.count(name) > 1)
+        raise RefusedInput(f"the field {ascii(twice)[:60]} is there twice")
+    return found
+
+
+def no_constant(name: str) -> None:
+    """For `json.loads`, which by itself takes NaN and Infinity."""
+    raise RefusedInput(f"{name} is no JSON")
 
 
 def json_lines(path: Path) -> Iterator[tuple[str, object]]:

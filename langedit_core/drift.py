@@ -240,10 +240,17 @@ class Drift:
         passages = _passages(model, *asked, texts)
         if (found := _text_hash(passages)) != text_hash:
             raise ValueError(f"{path}: {_other('hash of the neutral texts', text_hash, found)}")
+        words, keep = tensors.get("words"), settings["keep"]
+        vocabulary = model.hf.get_output_embeddings().weight.shape[0]
+        rows = sum(len(passage.scored) for passage in passages)
+        shapes = (None, (rows, vocabulary)) if keep is None else ((rows, keep), (rows, keep + 1))
+        if (None if words is None else tuple(words.shape), tuple(scores.shape)) != shapes or scores.isnan().any():
+            raise CorruptFile(f"{path} holds scores of another shape, or NaN; delete it to have it made again")
+        if words is not None and not 0 <= int(words.min()) <= int(words.max()) < vocabulary:
+            raise CorruptFile(f"{path} names words outside the vocabulary; delete it to have it made again")
         return cls(
-            **settings, fingerprint=fingerprint, text_hash=text_hash, words=tensors.get("words"), scores=scores,
-            passages=passages,
-        )  # fmt: skip
+            **settings, fingerprint=fingerprint, text_hash=text_hash, words=words, scores=scores, passages=passages
+        )
 
 
 def language_rows(paragraphs: Sequence[ParagraphDrift]) -> list[dict]:

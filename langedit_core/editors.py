@@ -15,7 +15,7 @@ from typing import Literal
 
 import torch
 from jaxtyping import Float
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, StrictInt, field_validator, model_validator
 from torch import Tensor
 
 from langedit_core.contexts import Contexts
@@ -49,9 +49,9 @@ class EditSettings(BaseModel):
     a key takes its direction once its energy there, with all that came before, reaches n₀ · cut.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
-    layers: tuple[int, ...] = Field(min_length=1)
+    layers: tuple[StrictInt, ...] = Field(min_length=1)
     space: Literal["whole", "static", "running", "incremental", "released", "full_keys", "randomized"]
     remember: bool = Field(False, description="past keys are columns with zero residual in the solve")
     covariance_weight: float = Field(0.0, ge=0, description="λ₀ of A = λ₀C₀; used with space='whole'")
@@ -84,6 +84,13 @@ class EditSettings(BaseModel):
     sphere: float = Field(0.0, ge=0, le=1, description="SPHERE's α: how much of ΔW in W's main directions is removed")
     sphere_share: float = Field(0.5, ge=0, le=1, description="SPHERE's η: how much of W's spectrum counts as main")
     finetune: FineTuneSettings | None = Field(None, description="train the matrices instead of solving for them")
+
+    @field_validator("layers")
+    @classmethod
+    def _ascending(cls, layers: tuple[int, ...]) -> tuple[int, ...]:
+        if list(layers) != sorted(set(layers)) or layers[0] < 0:
+            raise ValueError(f"layers {list(layers)} cannot be edited; give each once, in ascending order, from 0 on")
+        return layers
 
     @model_validator(mode="after")
     def _consistent(self) -> EditSettings:

@@ -10,15 +10,17 @@ These four are needed. `id`, `relation`, `truth` and the questions that test the
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from langedit_core.datafiles import no_constant, without_repeats
 from langedit_core.errors import RefusedInput, unknown
-from langedit_core.records import Fact, Probe
+from langedit_core.records import Fact, Probe, printable
 
 LONGEST_LINE = 1_000_000  # bytes
 MOST = 100_000  # facts
+LONGEST_SENTENCE = 20_000  # characters of a corpus line
 _NEEDED = ("lang", "subject", "prompt", "target")
 _TEXTS = (*_NEEDED, "id", "relation", "truth")
 _PROBES = {"paraphrases": "paraphrase", "neighbours": "locality", "portability": "portability"}
@@ -76,6 +78,33 @@ def parse_facts(path: str | Path) -> tuple[list[Fact], list[Problem]]:
     if not facts and not problems:
         problems.append(Problem(path, None, "holds no fact; expected one JSON object per line"))
     return facts, problems
+
+
+def read_sentences(path: str | Path) -> list[str]:
+    """A corpus: a sentence per line, blank lines left out.
+
+    Raises:
+        FileNotFoundError: No file there.
+        RefusedInput: No UTF-8, or a line that is too long or holds control characters (named), or no sentence at all.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"{path} is no file; expected a text with a sentence per line")
+    found = []
+    for number, line in _lines(path):
+        try:
+            text = line.decode("utf-8").strip()
+        except UnicodeDecodeError as error:
+            raise RefusedInput(f"{path}:{number}: is no UTF-8 (byte {error.start + 1}); save it as UTF-8") from error
+        if not printable(text.replace("\t", " "), LONGEST_SENTENCE):
+            raise RefusedInput(
+                f"{path}:{number}: is longer than {LONGEST_SENTENCE:,} characters or holds control characters; "
+                "expected a sentence per line"
+            )
+        found.append(text)
+    if not found:
+        raise RefusedInput(f"{path}: holds no sentence; expected one per line")
+    return found
 
 
 def fact_of(record: dict, number: int = 1) -> Fact:
@@ -141,22 +170,13 @@ def _object(line: bytes) -> dict:
     except UnicodeDecodeError as error:
         raise RefusedInput(f"is no UTF-8 (byte {error.start + 1}); save the file as UTF-8") from error
     try:
-        found = json.loads(text, object_pairs_hook=_without_repeats)
+        found = json.loads(text, object_pairs_hook=without_repeats, parse_constant=no_constant)
     except json.JSONDecodeError as error:
         raise RefusedInput(f"is no JSON ({error.msg} at column {error.colno})") from error
     except RecursionError as error:
         raise RefusedInput("is nested too deeply for a fact") from error
     if not isinstance(found, dict):
         raise RefusedInput(f'holds {_kind(found)}, expected an object like {{"lang": "en", ...}}')
-    return found
-
-
-def _without_repeats(pairs: Sequence[tuple[str, object]]) -> dict:
-    found = dict(pairs)
-    if len(found) < len(pairs):
-        names = [name for name, _ in pairs]
-        twice = next(name for name in names if names.count(name) > 1)
-        raise RefusedInput(f"the field {ascii(twice)[:60]} is there twice")
     return found
 
 

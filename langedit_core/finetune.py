@@ -26,7 +26,7 @@ from langedit_core.values import ValueRequest
 class FineTuneSettings(BaseModel):
     """How weights are trained. The defaults are scale-free; `published()` gives the form of the released code."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     scored: Literal["own", "last"] = Field(
         "own",

@@ -169,7 +169,8 @@ def _is_whole(cell: Cell, root: Path) -> bool:
 
 def _job(cell: Cell, root: Path) -> dict:
     try:
-        return read_json(results_folder(cell, root) / "job.json")
+        found = read_json(results_folder(cell, root) / "job.json")
+        return found if isinstance(found, dict) else {}
     except (FileNotFoundError, CorruptFile):
         return {}
 

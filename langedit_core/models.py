@@ -10,16 +10,17 @@ import contextlib
 import dataclasses
 import functools
 import hashlib
+import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
 from jaxtyping import Float, Int
-from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from langedit_core.errors import RefusedInput, unknown
+from langedit_core.model_folders import check_config, check_folder, check_loaded, usable_device
 from langedit_core.packaged import EMBEDDED, PACKAGED, embedded, materialise
 
 
@@ -220,9 +221,9 @@ def load_model(
         attention: `eager` or `sdpa`; the architecture's own default otherwise.
 
     Raises:
-        ValueError: Unknown architecture, a weight file that is not whole, or neither a directory nor a well-formed
-            name.
-        RefusedInput: The model wants remote code or ships pickled weights only.
+        ValueError: Unknown architecture or device, files that are not whole or do not fit together, or neither a
+            directory nor a well-formed name.
+        RefusedInput: The model wants remote code, is quantised, or ships pickled weights only.
     """
     from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
@@ -231,35 +232,28 @@ def load_model(
         source = str(materialise(name))
     elif name in EMBEDDED:
         source = str(embedded(name))
-    elif Path(name).is_dir() or name.count("/") == 1:
+    elif re.fullmatch(r"[\w.-]+/[\w.-]+", name) or (name and Path(name).is_dir()):
         source = name
     else:
         raise unknown("model (not a directory, not an owner/name hub ID)", name, (*PACKAGED, *EMBEDDED))
 
-    if Path(source).is_dir() and not (Path(source) / "config.json").is_file():
-        raise ValueError(f"{source} has no config.json; expected a folder written by `save_pretrained`")
-    try:
+    device = usable_device(device)
+    if Path(source).is_dir():
+        check_folder(Path(source))
+    with _told_as_ours(f"config.json of {source} cannot be used", name):
         config = AutoConfig.from_pretrained(source, revision=revision, trust_remote_code=False)
-    except ValueError as error:
-        if "trust_remote_code" in str(error):
-            raise RefusedInput(f"{name} wants to run its own code; only architectures built in are edited") from error
-        raise
     architecture = architecture_of(config.model_type)
-    if Path(source).is_dir() and not any(Path(source).glob("*.safetensors")):
-        raise RefusedInput(f"{source} has no .safetensors file; pickled weights are never loaded, convert them first")
-    if device == "auto":
-        device = "cuda:0" if torch.cuda.is_available() else "cpu"
+    check_config(config, source)
     attention = attention or architecture.attention_kernel
-    try:
-        hf = AutoModelForCausalLM.from_pretrained(
+    with _told_as_ours(f"the weights of {source} cannot be loaded, or do not fit its config.json", name):
+        hf, info = AutoModelForCausalLM.from_pretrained(
             source, revision=revision, dtype=dtype, attn_implementation=attention, use_safetensors=True,
-            trust_remote_code=False,
-        ).to(device)  # fmt: skip
-    except SafetensorError as error:
-        raise ValueError(
-            f"a weight file of {source} is not whole ({error}); download or save the model again"
-        ) from error
-    tokenizer = AutoTokenizer.from_pretrained(source, revision=revision, trust_remote_code=False)
+            trust_remote_code=False, output_loading_info=True,
+        )  # fmt: skip
+    check_loaded(hf, info, architecture.layers, source)
+    hf = hf.to(device)
+    with _told_as_ours(f"the tokenizer of {source} cannot be read, expected tokenizer.json", name):
+        tokenizer = AutoTokenizer.from_pretrained(source, revision=revision, trust_remote_code=False)
     provenance = dict(
         model=name,
         revision=revision,
@@ -268,6 +262,25 @@ def load_model(
         attention=attention,
     )
     return EditableModel(hf=hf, tokenizer=tokenizer, architecture=architecture, name=name, provenance=provenance)
+
+
+@contextlib.contextmanager
+def _told_as_ours(what: str, name: str) -> Iterator[None]:
+    """Whatever kind of error a damaged file ends in, down in Transformers, is a ValueError that says which file.
+
+    Errors of the network and the disk, and lack of memory, are none of the file and stay what they are.
+    """
+    try:
+        yield
+    except (OSError, MemoryError, torch.OutOfMemoryError):
+        raise
+    except Exception as error:  # tokenizers raises bare Exception, configurations a dozen kinds
+        if "trust_remote_code" in str(error):
+            raise RefusedInput(f"{name} wants to run its own code; only architectures built in are edited") from error
+        reason = " ".join(f"{type(error).__name__}: {error}".split())[:300]
+        if "ignore_mismatched_sizes" in reason:  # advice for the trainer of another head
+            reason = "shapes differ; the table above names them"
+        raise ValueError(f"{what} ({reason}); download or save the model again") from error
 
 
 def architecture_of(model_type: str) -> Architecture:

@@ -223,6 +223,8 @@ def load_mzsre(
         raise unknown("alignment", alignment, ALIGNMENTS)
     codes = tuple(language(code).code for code in dict.fromkeys(langs))
     source = Path(path) if path is not None else default_path()
+    if not source.is_file():
+        raise FileNotFoundError(f"{source} is no file; expected mzsre as JSON lines or one JSON array")
     facts: dict[str, dict[str, Fact]] = {}
     corpus: dict[str, dict[str, None]] = {lang: {} for lang in codes}  # ordered, without repetitions
     dropped: dict[str, Counter] = defaultdict(Counter)

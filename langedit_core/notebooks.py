@@ -7,6 +7,7 @@ kernel starts; what depends on time is removed afterwards, so equal results give
 
 import ast
 import json
+import math
 import os
 import re
 import sys
@@ -27,6 +28,7 @@ from langedit_core.rendering import ReportEntry, render, title_of, write_index
 
 Scalar = str | int | float | bool | None
 KERNEL = "langedit"
+LARGEST = 100_000_000  # bytes of a notebook with its outputs
 NAME = re.compile(r"\d\d_\w+\.ipynb", re.ASCII)
 
 
@@ -40,6 +42,25 @@ def find_notebooks(folder: str | Path) -> dict[str, Path]:
     return {path.stem: path.resolve() for path in found}
 
 
+def read_notebook(path: str | Path) -> NotebookNode:
+    """A notebook from a file.
+
+    Raises:
+        FileNotFoundError: Nothing there.
+        ValueError: No notebook; names the file.
+    """
+    path = Path(path)
+    if path.is_file() and path.stat().st_size > LARGEST:
+        raise ValueError(f"{path} is larger than {LARGEST:,} bytes; is it a notebook?")
+    try:
+        notebook = nbformat.read(path, as_version=4)
+        nbformat.validate(notebook)
+        return notebook
+    except (ValueError, RecursionError, AttributeError, TypeError, KeyError, nbformat.ValidationError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise ValueError(f"{path} is no whole notebook ({reason}); save it again from Jupyter") from error
+
+
 def check_notebook(path: str | Path) -> dict[str, Scalar]:
     """Names and defaults of the parameters of a notebook.
 
@@ -48,14 +69,18 @@ def check_notebook(path: str | Path) -> dict[str, Scalar]:
             one scalar (text, number, truth value or None) to one name.
     """
     path = Path(path)
-    cells = [c for c in nbformat.read(path, as_version=4).cells if "parameters" in c.metadata.get("tags", [])]
+    cells = [c for c in read_notebook(path).cells if "parameters" in c.metadata.get("tags", [])]
     if len(cells) != 1 or cells[0].cell_type != "code":
         raise ValueError(
             f"{path.name} has {len(cells)} cells tagged 'parameters'; exactly one code cell must be, "
             "otherwise Papermill runs the defaults whatever is asked for"
         )
     defaults: dict[str, Scalar] = {}
-    for line in ast.parse(cells[0].source).body:
+    try:
+        lines = ast.parse(cells[0].source).body
+    except (SyntaxError, RecursionError, MemoryError, ValueError) as error:
+        raise ValueError(f"{path.name}: the parameters cell is no Python ({error})") from error
+    for line in lines:
         targets = line.targets if isinstance(line, ast.Assign) else [getattr(line, "target", None)]
         try:
             (name,) = targets
@@ -77,7 +102,7 @@ def check_parameters(path: str | Path, parameters: Mapping[str, object]) -> dict
 
     Raises:
         ValueError: Unknown name (the known ones are listed, nearest first), or a value of another type than
-            the default. A default of None accepts every scalar.
+            the default, or NaN or infinity. A default of None accepts every finite scalar.
     """
     defaults = check_notebook(path)
     checked: dict[str, Scalar] = {}
@@ -87,6 +112,8 @@ def check_parameters(path: str | Path, parameters: Mapping[str, object]) -> dict
         wanted = type(defaults[name])
         if wanted is float and type(value) is int:
             value = float(value)
+        if isinstance(value, float) and not math.isfinite(value):
+            raise ValueError(f"parameter {name} of {Path(path).name} got {value}; expected a finite number")
         if not isinstance(value, Scalar) or (defaults[name] is not None and type(value) is not wanted):
             raise ValueError(
                 f"parameter {name} of {Path(path).name} got {value!r} of type {type(value).__name__}; "

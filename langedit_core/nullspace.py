@@ -25,7 +25,7 @@ class Threshold(BaseModel):
     `fraction`: this share of the directions, the lowest, is free.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
     kind: Literal["absolute", "relative", "energy", "fraction"] = "fraction"
     value: float = Field(0.8, ge=0)
 

@@ -9,14 +9,24 @@ import functools
 from pathlib import Path
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    StrictBool,
+    StrictInt,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 
 from langedit_core.chosen_layers import kept_layers
 from langedit_core.editors import METHODS, EditSettings, settings_for
-from langedit_core.errors import unknown
+from langedit_core.errors import RefusedInput, unknown
 from langedit_core.languages import CORE
 from langedit_core.results import Cell
 from langedit_core.study import LOADERS
+from langedit_core.yaml_files import read_mapping
 
 FOLDER = Path(__file__).parent / "profiles"
 HPARAMS = Path(__file__).parent / "hparams.yaml"
@@ -31,17 +41,17 @@ class Grid(BaseModel):
 
     data: tuple[str, ...]
     methods: tuple[str, ...]
-    seeds: tuple[int, ...] = (0,)
+    seeds: tuple[StrictInt, ...] = (0,)
     langs: tuple[str, ...] = CORE
-    rounds: int = 1
-    batch: int = 10
-    parallel: bool = False
+    rounds: StrictInt = 1
+    batch: StrictInt = 10
+    parallel: StrictBool = False
     split: str = "edit"
-    prefixes: int = 2
-    prefix_tokens: int = 8
-    corpus_limit: int | None = None
-    track: int | None = None
-    xtreme: int = 0
+    prefixes: StrictInt = 2
+    prefix_tokens: StrictInt = 8
+    corpus_limit: StrictInt | None = None
+    track: StrictInt | None = None
+    xtreme: StrictInt = 0
     changes: tuple[dict, ...] = ({},)
 
 
@@ -55,15 +65,15 @@ class Profile(BaseModel):
         partial: Reports show the finished cells and name the others, where all together take days.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
-    name: str
+    name: str = Field(pattern=r"^\w[\w.-]*$", max_length=60, description="also the name of a folder of reports")
     description: str
     models: tuple[str, ...] = Field(min_length=1)
     device: str = "auto"
     notebooks: dict[str, dict[str, str | int | float | bool | None]] = Field(min_length=1)
     grids: dict[str, tuple[Grid, ...]] = Field(default_factory=dict)
-    partial: bool = False
+    partial: StrictBool = False
 
     @model_validator(mode="before")
     @classmethod
@@ -128,15 +138,23 @@ def load_profile(name: str | Path) -> Profile:
     """A profile by name, or a YAML file of your own.
 
     Raises:
-        ValueError: Unknown profile, or a field that does not belong; pydantic names the field.
+        ValueError: Unknown profile.
+        RefusedInput: No YAML, or fields that are unknown, missing or of a wrong kind; names file and fields.
     """
     path = Path(name) if str(name).endswith((".yaml", ".yml")) else FOLDER / f"{name}.yaml"
     if not path.is_file():
         raise unknown("profile", str(name), sorted(p.stem for p in FOLDER.glob("*.yaml")))
-    content = yaml.safe_load(path.read_text("utf-8"))
-    if not isinstance(content, dict):
-        raise ValueError(f"{path} holds {type(content).__name__}, expected a mapping of profile fields")
-    return Profile(**content)
+    content, _ = read_mapping(path)
+    try:
+        return Profile.model_validate(content)
+    except ValidationError as error:
+        raise RefusedInput(f"{path}: {told(error)}; `langedit validate` names the lines") from error
+
+
+def told(error: ValidationError, most: int = 5) -> str:
+    """What pydantic found, on one line: field and reason, the first few."""
+    found = [f"{'.'.join(map(str, one['loc']))}: {one['msg']}".removeprefix(": ") for one in error.errors()]
+    return "; ".join(found[:most]) + (f"; and {len(found) - most} more" if len(found) > most else "")
 
 
 def is_tuned(model: str) -> bool:

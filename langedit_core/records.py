@@ -19,8 +19,11 @@ from langedit_core.languages import LANGUAGES
 KINDS = ("edit", "paraphrase", "neighbour_same", "neighbour_near", "neighbour_far", "locality", "portability")
 SPLITS = ("edit", "corpus", "tune")
 LONGEST = 2_000  # characters; longer texts are pasted documents, not questions
-# Control characters, line and paragraph separators, and lone surrogates (which no UTF-8 file can hold).
-_UNPRINTABLE = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
+# Control characters, line and paragraph separators, lone surrogates (which no UTF-8 file can hold), and characters that
+# turn the direction of what follows, so that a text is not what it looks like.
+_UNPRINTABLE = re.compile("[\x00-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
+# Marks of direction show nothing, but a subject with one has other tokens; natural data sets have them in long texts.
+_MARKS = re.compile("[\u061c\u200e\u200f]")
 
 
 def printable(text: str, longest: int = LONGEST) -> bool:
@@ -113,6 +116,8 @@ class Fact:
             raise self._refused(f"{name} has {len(text):,} characters, at most {LONGEST:,} are taken")
         if found := _UNPRINTABLE.search(text):
             raise self._refused(f"{name} holds the control character U+{ord(found[0]):04X}; remove it")
+        if found := _MARKS.search(text):
+            raise self._refused(f"{name} holds the invisible mark of direction U+{ord(found[0]):04X}; remove it")
         if text.count("{}") != braces:
             raise self._refused(f'{name} holds "{{}}" {text.count("{}")} times, expected {braces}')
 

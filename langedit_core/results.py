@@ -129,28 +129,50 @@ def sealed_names(cell: Cell) -> list[str]:
     return ["contexts.json", "inputs.json", "final.json", *batches]
 
 
+def timing_names(cell: Cell) -> list[str]:
+    """Files that differ from run to run; they have no checksum, and have to be whole all the same."""
+    return ["environment.json", *(f"batch-{t:03d}.time.json" for t in range(cell.batches))]
+
+
 def is_done(cell: Cell, root: Path) -> bool:
-    """Whether the cell's results are complete and unaltered."""
+    """Whether the cell's results are complete, unaltered, and those of this very cell."""
     folder = results_folder(cell, root)
     try:
         sealed = read_json(folder / "done.json")["files"]
-        return all(file_digest(folder / name) == sealed.get(name) for name in sealed_names(cell))
+        if any(file_digest(folder / name) != sealed.get(name) for name in sealed_names(cell)):
+            return False
+        for name in timing_names(cell):
+            read_json(folder / name)
+        _check_owner(cell, read_json(folder / "inputs.json"))
+        return True
     except FileNotFoundError:
         return False
-    except (CorruptFile, KeyError, AttributeError) as error:
+    except (CorruptFile, KeyError, TypeError, AttributeError, OSError) as error:
         log.warning("%s is computed again where needed: %r", cell.label, error)
         return False
 
 
 def has_record(cell: Cell, records: Path | None) -> bool:
     """Whether a whole record of the cell lies in `records`; a damaged one is passed over with a warning."""
+    if records is None:
+        return False
     try:
-        return records is not None and read_sealed(record_path(cell, records))["inputs"]["engine"] == ENGINE
+        content = read_sealed(record_path(cell, records))
+        _check_owner(cell, content["inputs"])
+        if CellResult(cell, content).rows[["fact", "lang", "metric", "when"]].isna().any(axis=None):
+            raise CorruptFile("it has rows that do not say which fact, language, metric or moment they are about")
+        return content["inputs"]["engine"] == ENGINE
     except FileNotFoundError:
         return False
-    except (CorruptFile, KeyError, TypeError) as error:
+    except (CorruptFile, KeyError, TypeError, ValueError, AttributeError) as error:
         log.warning("the record of %s is not used: %r", cell.label, error)
         return False
+
+
+def _check_owner(cell: Cell, inputs: dict) -> None:
+    """A file says in itself whose it is; its name, which anybody may change, does not count."""
+    if inputs["cell"] != cell.model_dump(mode="json"):
+        raise CorruptFile(f"what lies there belongs to another cell than {cell.slug}; delete it")
 
 
 def is_known(cell: Cell, root: Path, records: Path | None = None) -> bool:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import hashlib
 import json
 import lzma
@@ -15,10 +17,28 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 _HEADER = "langedit"
+LARGEST_JSON = 128_000_000  # bytes once decompressed; a cell's record has a few million
 
 
 class CorruptFile(ValueError):
     """A file whose content does not match its checksum; it is never used."""
+
+
+class CannotWrite(OSError):
+    """A place where nothing can be written; says what to do. What was written before is still there, and whole."""
+
+
+_CURES = {
+    errno.ENOSPC: "the disk is full: free some space",
+    errno.EDQUOT: "the disk quota is used up: free some space",
+    errno.EFBIG: "the file would be larger than this process may write: raise `ulimit -f`, or free some of the quota",
+    errno.EROFS: "the file system is read-only: make it writable, or choose another folder with --output-path",
+    errno.EACCES: "this user may not write there: change its permissions, or choose another folder with --output-path",
+    errno.EPERM: "this user may not write there: change its permissions, or choose another folder with --output-path",
+    errno.EISDIR: "a folder is in the place of this file: remove it",
+    errno.ENOTEMPTY: "a folder is in the place of this file: remove it",
+    errno.ENOTDIR: "a file is in the place of a folder: move it, or choose another folder with --output-path",
+}
 
 
 def cache_home() -> Path:
@@ -28,14 +48,30 @@ def cache_home() -> Path:
 
 
 def write_bytes(path: Path, content: bytes) -> None:
-    """Write `content` so that a reader, or a power cut, sees the old file or the whole new one."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    """Write `content` so that a reader, or a power cut, sees the old file or the whole new one.
+
+    Raises:
+        CannotWrite: Disk or quota full, read-only, or no permission; names the folder and the cure.
+    """
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    with open(partial, "wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(partial, path)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with open(partial, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(partial, path)
+    except OSError as error:
+        with contextlib.suppress(OSError):
+            partial.unlink(missing_ok=True)  # on a full disk it only takes space
+        cure = _CURES.get(error.errno)
+        if cure is None:
+            raise
+        raise CannotWrite(
+            error.errno,
+            f"{path.name} cannot be written: {cure}, then give the same command again; what was finished is kept",
+            str(path.parent),
+        ) from error
 
 
 def write_json(path: Path, content: object) -> None:
@@ -71,15 +107,28 @@ def read_json(path: Path):
 
     Raises:
         FileNotFoundError: Nothing there.
-        CorruptFile: Not whole.
+        CorruptFile: Not whole, not JSON (which has no NaN), or larger than anything written here.
     """
     try:
-        content = path.read_bytes()
-        return json.loads(lzma.decompress(content) if path.suffix == ".xz" else content)
+        content = _decompressed(path) if path.suffix == ".xz" else path.read_bytes()
+        return json.loads(content, parse_constant=_refuse_constant)
     except FileNotFoundError:
         raise
-    except (ValueError, OSError, lzma.LZMAError) as error:
+    except (ValueError, OSError, EOFError, lzma.LZMAError, RecursionError) as error:
         raise CorruptFile(f"{path} is not whole JSON ({error}); delete it to have it made again") from error
+
+
+def _decompressed(path: Path) -> bytes:
+    """Content of an .xz file, of which a few kilobytes could stand for any number of gigabytes."""
+    with lzma.open(path) as file:
+        content = file.read(LARGEST_JSON + 1)
+    if len(content) > LARGEST_JSON:
+        raise ValueError(f"more than {LARGEST_JSON:,} bytes when decompressed")
+    return content
+
+
+def _refuse_constant(name: str) -> None:
+    raise ValueError(f"{name} is no JSON")
 
 
 def file_digest(path: Path) -> str:
@@ -122,8 +171,10 @@ def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     try:
         with safe_open(path, framework="pt") as file:
             header = json.loads((file.metadata() or {}).get(_HEADER, "{}"))
+            if not isinstance(header, dict):
+                raise ValueError("its header holds no object")
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a mapping)
-    except (SafetensorError, OSError, ValueError) as error:
+    except (SafetensorError, OSError, ValueError, RecursionError) as error:
         raise CorruptFile(
             f"{path} is not a whole safetensors file ({error}); delete it to have it made again"
         ) from error

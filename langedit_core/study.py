@@ -12,13 +12,13 @@ import json
 import logging
 import math
 import platform
-import shutil
 import time
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
 import torch
+from pydantic import ValidationError
 from tqdm import tqdm
 
 from langedit_core.atlas import load_atlas
@@ -50,6 +50,7 @@ from langedit_core.storage import (
     read_json,
     read_sealed,
     save_tensors,
+    write_bytes,
     write_json,
     write_sealed,
 )
@@ -181,7 +182,7 @@ class CellRun:
             return
         for path in sorted(results_folder(twin, self.folder.parent).glob("batch-*")):
             if not (self.folder / path.name).exists():
-                shutil.copyfile(path, self.folder / path.name)
+                write_bytes(self.folder / path.name, path.read_bytes())
 
     def _contexts(self) -> Contexts:
         cell, path = self.cell, self.folder / "contexts.json"
@@ -190,8 +191,8 @@ class CellRun:
             return Contexts.model_validate(read_sealed(path))
         except FileNotFoundError:
             pass
-        except CorruptFile as error:
-            log.warning("context prefixes are sampled again: %s", error)
+        except (CorruptFile, ValidationError) as error:
+            log.warning("context prefixes are sampled again: %s: %s", path, error)
         made = sample_contexts(self.model, langs, per_language=cell.prefixes, length=cell.prefix_tokens, seed=cell.seed)
         write_sealed(path, made.model_dump(mode="json"))
         return made
@@ -226,8 +227,8 @@ class CellRun:
             facts=[[fact.id for fact in batch] for batch in batches],
         )
         path = self.folder / "inputs.json"
-        if path.is_file() and (old := read_json(path)) != json.loads(json.dumps(inputs)):
-            changed = [key for key in inputs if old.get(key) != inputs[key]]
+        if path.is_file() and (old := read_json(path)) != (new := json.loads(json.dumps(inputs))):
+            changed = [key for key in new if not isinstance(old, dict) or old.get(key) != new[key]]
             raise ValueError(
                 f"{self.folder} was begun with other inputs ({', '.join(changed)} differ); "
                 "delete that folder, or put the model and data back as they were"
@@ -243,9 +244,11 @@ class CellRun:
         path = self.folder.parent / f"before-{key}.json"
         try:
             scores = [ProbeScore(**{**s, "predicted": tuple(s["predicted"])}) for s in read_sealed(path)]
-        except (FileNotFoundError, CorruptFile) as error:
-            if isinstance(error, CorruptFile):
-                log.warning("the unedited model is asked again: %s", error)
+            if len(scores) != len(flat):
+                raise CorruptFile(f"{path} holds {len(scores)} answers to {len(flat)} questions")
+        except (FileNotFoundError, CorruptFile, TypeError, KeyError) as error:
+            if not isinstance(error, FileNotFoundError):
+                log.warning("the unedited model is asked again: %s: %r", path, error)
             self.bar.set_postfix_str("asking the unedited model")
             scores = ask(self.model, flat)
             write_sealed(path, [asdict(score) for score in scores])
@@ -263,10 +266,13 @@ class CellRun:
         key = hashlib.sha256(json.dumps([self.model.fingerprint, cell.xtreme, cell.langs]).encode()).hexdigest()[:16]
         path = self.folder.parent / f"xtreme-{key}.json"
         try:
-            return read_sealed(path)
-        except (FileNotFoundError, CorruptFile) as error:
-            if isinstance(error, CorruptFile):
-                log.warning("the unedited model is given XTREME's tasks again: %s", error)
+            rows = read_sealed(path)
+            if not isinstance(rows, list) or any(set(row) != set(XTREME_COLUMNS) for row in rows):
+                raise CorruptFile(f"{path} holds no rows of XTREME scores")
+            return rows
+        except (FileNotFoundError, CorruptFile, TypeError) as error:
+            if not isinstance(error, FileNotFoundError):
+                log.warning("the unedited model is given XTREME's tasks again: %s: %r", path, error)
         rows = self._xtreme("before")
         write_sealed(path, rows)
         return rows
@@ -310,16 +316,34 @@ class CellRun:
             tensors, metadata = load_tensors(stem.with_suffix(".safetensors"))
             if metadata.get("measured") != file_digest(stem.with_suffix(".json")):
                 raise CorruptFile(f"{stem.with_suffix('.json')} is not the file its factors belong to")
+            read_json(stem.with_suffix(".time.json"))
+            return self._updates(tensors)
         except FileNotFoundError:
             return None
-        except CorruptFile as error:
-            log.warning("batch %d is computed again: %s", t, error)
+        except (CorruptFile, KeyError, TypeError, ValueError, IsADirectoryError) as error:
+            log.warning("batch %d is computed again: %s: %s", t, stem.with_suffix(".safetensors"), error)
             return None
+
+    def _updates(self, tensors: dict[str, torch.Tensor]) -> dict[int, Update]:
+        """The updates of a batch from its file; what the model cannot take is an error before anything is added."""
         by_layer: dict[int, dict[str, torch.Tensor]] = {layer: {} for layer in self.cell.settings.layers}
         for name, tensor in tensors.items():
             layer, _, part = name.partition(".")
             by_layer[int(layer)][part] = tensor.to(self.model.device)
-        return {layer: Update(**parts) for layer, parts in by_layer.items()}
+        updates = {layer: Update(**parts) for layer, parts in by_layer.items()}
+        for layer, update in updates.items():
+            weight, n = self.model.weight(layer), update.left.shape[-1]
+            d_out, d_in = weight.shape
+            shapes = dict(left=(d_out, n), right=(d_in, n), keys=(d_in, n), dense=(d_out, d_in))
+            for name, tensor in update.tensors().items():
+                if tensor.shape != shapes[name] or tensor.dtype != weight.dtype:
+                    raise CorruptFile(
+                        f"{name} of layer {layer} is {tuple(tensor.shape)} of {tensor.dtype}, expected {shapes[name]} "
+                        f"of {weight.dtype}"
+                    )
+                if not torch.isfinite(tensor).all():
+                    raise CorruptFile(f"{name} of layer {layer} holds NaN or infinity")
+        return updates
 
     def _store(
         self, t: int, report: BatchReport, updates: dict[int, Update],

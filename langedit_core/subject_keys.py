@@ -112,11 +112,15 @@ def cached_keys(
     text = json.dumps([ENGINE, model.fingerprint, layer, [list(map(list, rows)) for rows in groups]])
     path = Path(results) / "keys" / f"keys-{hashlib.sha256(text.encode()).hexdigest()[:24]}.safetensors"
     try:
-        return load_tensors(path)[0]["keys"]
+        keys = load_tensors(path)[0]["keys"]
+        total = sum(map(len, groups))
+        if keys.shape != (model.d_ff, total) or keys.dtype != torch.float32 or not torch.isfinite(keys).all():
+            raise CorruptFile(f"{path} does not hold {total} keys of {model.d_ff} numbers; they are read again")
+        return keys
     except FileNotFoundError:
         pass
-    except CorruptFile as error:
-        log.warning("%s", error)
+    except (CorruptFile, KeyError) as error:
+        log.warning("%s: %r", path, error)
     keys = read_keys(model, groups, layer, quiet=quiet)
     save_tensors(path, {"keys": keys})
     return keys

@@ -28,7 +28,7 @@ from langedit_core.trust import Terms, TrustRegion
 class ValueSettings(BaseModel):
     """How values are optimised. The defaults are scale-free; `published()` gives the form of the released code."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     site: str = Field("write", pattern="^(write|residual)$", description="where δ is added")
     relative: bool = Field(True, description="steps, clamp and penalty relative to the norm of the output")

@@ -1,22 +1,16 @@
-"""Bad input is answered before anything is computed with it; the table says which file tests which row.
+"""Bad input is answered before anything is computed with it; what comes from files is in the corpus, the rest here.
 
-subject not in the prompt, `{}` missing or doubled   test_records, test_tokens; loaders drop and count: test_mzsre
+files of facts, profiles, parameters, patches,       test_bad_corpus (cases in bad_corpus/)
+model folders, data sets, results, records, caches
+markup and script in the texts of a data set         test_bad_corpus, test_notebooks
+anything a parser may meet                           test_parsers
+no room, no right to write, a kill                   test_faults, test_study
+subject not in the prompt, `{}` missing or doubled   test_records, test_tokens
 empty target, or one without tokens                  test_records, test_tokens, test_editors, test_metrics
-truncated, altered or forged patch                   test_patch_files
-facts from a file                                    test_fact_files, test_checking
-unknown language                                     test_records, test_study, test_editors
-unknown method                                       test_editors, test_study
-unknown profile, data set, cell group                test_study
-unknown model                                        here, test_study; packaged names: test_packaged
-unknown architecture                                 here
-truncated or altered cache                           test_covariance; converted models: test_packaged
-truncated or altered result                          test_study
-truncated weight file                                here; of a packaged model: test_packaged
-NaN or infinity in keys, covariance or update        test_solve, test_nullspace, test_covariance, test_editors, here
-NaN or infinity in values                            test_values, test_editors
+unknown language, method, data set, cell group       test_records, test_study, test_editors
+NaN or infinity in keys, values, covariance, update  test_solve, test_nullspace, test_covariance, test_values, here
 out of memory                                        test_values
-a pickle, or a model that wants remote code          here; none is tracked: test_repository
-text with HTML or script in a data set               test_notebooks
+a pickle beside weights, code beside a model         here; none is tracked: test_repository
 """
 
 from __future__ import annotations
@@ -28,21 +22,11 @@ from pathlib import Path
 import conftest
 import pytest
 import torch
+from bad_corpus.models import Bomb
 from conftest import CONFIGS, build_model
 
-from langedit_core.errors import RefusedInput
 from langedit_core.models import ARCHITECTURES, architecture_of, inspect, load_model
 from langedit_core.packaged import PACKAGED
-
-
-class Bomb:
-    """Leaves a trace if anybody unpickles it."""
-
-    def __init__(self, trace: Path) -> None:
-        self.trace = trace
-
-    def __reduce__(self):
-        return Path.touch, (self.trace,)
 
 
 @pytest.fixture
@@ -69,39 +53,13 @@ def test_a_whole_folder_is_loaded_and_gives_the_saved_weights(saved):
     assert loaded.provenance["dtype"] == "float32"
 
 
-@pytest.mark.parametrize("name", ["pytorch_model.bin", "model.pt", "weights.pkl"])
-def test_a_folder_with_pickled_weights_only_is_refused_and_nothing_is_unpickled(saved, name, tmp_path):
-    (saved / "model.safetensors").unlink()
-    (saved / name).write_bytes(pickle.dumps(Bomb(tmp_path / "trace")))
-    with pytest.raises(RefusedInput, match=r"no \.safetensors file; pickled weights are never loaded"):
-        load_model(saved, device="cpu")
-    assert not (tmp_path / "trace").exists()
-
-
 def test_a_pickle_beside_whole_weights_is_not_touched(saved, tmp_path):
     (saved / "pytorch_model.bin").write_bytes(pickle.dumps(Bomb(tmp_path / "trace")))
     assert torch.equal(load_model(saved, device="cpu").weight(0), build_model("llama").weight(0))
     assert not (tmp_path / "trace").exists()
 
 
-def test_a_pickle_that_calls_itself_safetensors_is_not_unpickled(saved, tmp_path):
-    (saved / "model.safetensors").write_bytes(pickle.dumps(Bomb(tmp_path / "trace")))
-    with pytest.raises(ValueError, match="is not whole"):
-        load_model(saved, device="cpu")
-    assert not (tmp_path / "trace").exists()
-
-
 CODE = "from pathlib import Path\nPath(__file__).with_name('trace').touch()\nraise SystemExit('own code was run')\n"
-
-
-@pytest.mark.parametrize("model_type", ["own_architecture", None])
-def test_a_folder_that_wants_to_run_its_own_code_is_refused_without_running_it(saved, model_type):
-    wanted = {"AutoConfig": "own.OwnConfig", "AutoModelForCausalLM": "own.OwnModel"}
-    edit_config(saved, model_type=model_type, auto_map=wanted)
-    (saved / "own.py").write_text(CODE)
-    with pytest.raises(RefusedInput, match="wants to run its own code"):
-        load_model(saved, device="cpu")
-    assert not (saved / "trace").exists()
 
 
 def test_own_code_beside_a_known_architecture_is_ignored(saved):
@@ -109,12 +67,6 @@ def test_own_code_beside_a_known_architecture_is_ignored(saved):
     (saved / "own.py").write_text(CODE)
     assert type(load_model(saved, device="cpu").hf).__name__ == "LlamaForCausalLM"
     assert not (saved / "trace").exists()
-
-
-def test_an_architecture_nobody_knows_is_named(saved):
-    edit_config(saved, model_type="own_architecture")
-    with pytest.raises(ValueError, match="own_architecture"):
-        load_model(saved, device="cpu")
 
 
 def test_a_known_architecture_that_is_not_supported_lists_what_is_and_what_to_declare(saved):
@@ -126,27 +78,6 @@ def test_a_known_architecture_that_is_not_supported_lists_what_is_and_what_to_de
     assert all(word in message for word in ("layers", "output projection", "norm"))
     with pytest.raises(ValueError, match="unknown architecture 'qwen'; known: qwen2, qwen3, "):
         architecture_of("qwen")
-
-
-def test_a_folder_without_config_says_what_is_expected(saved):
-    (saved / "config.json").unlink()
-    with pytest.raises(ValueError, match="has no config.json; expected a folder written by `save_pretrained`"):
-        load_model(saved, device="cpu")
-
-
-@pytest.mark.parametrize("config", ["", "{", "[]", "{}", '{"model_type": 3}'])
-def test_a_config_that_names_no_architecture_is_refused(saved, config):
-    (saved / "config.json").write_text(config)
-    with pytest.raises((ValueError, OSError), match="not a valid JSON file|model_type|model type"):
-        load_model(saved, device="cpu")
-
-
-@pytest.mark.parametrize("damage", ["truncated", "empty"])
-def test_a_weight_file_that_is_not_whole_gives_no_model(saved, damage):
-    weights = saved / "model.safetensors"
-    weights.write_bytes(weights.read_bytes()[: -50 if damage == "truncated" else 0])
-    with pytest.raises(ValueError, match="a weight file of .*model is not whole"):
-        load_model(saved, device="cpu")
 
 
 def test_an_unknown_name_lists_the_packaged_models_nearest_first():

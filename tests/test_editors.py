@@ -482,10 +482,15 @@ def test_an_unknown_method_is_answered_with_the_known_ones_nearest_first():
     assert all(method in str(caught.value) for method in METHODS)
 
 
-@pytest.mark.parametrize("layers", [(4,), (-1,), (2, 1), (1, 1)])
-def test_layers_the_model_does_not_have_are_refused(tiny, layers):
+def test_layers_the_model_does_not_have_are_refused(tiny):
     with pytest.raises(ValueError, match="layers 0 to 3"):
-        Editor(tiny, settings_for("langedit", layers=layers), {}, toy.CONTEXTS)
+        Editor(tiny, settings_for("langedit", layers=(4,)), {}, toy.CONTEXTS)
+
+
+@pytest.mark.parametrize("layers", [(-1,), (2, 1), (1, 1)])
+def test_layers_no_model_has_are_refused_by_the_settings(layers):
+    with pytest.raises(ValueError, match="give each once, in ascending order, from 0 on"):
+        settings_for("langedit", layers=layers)
 
 
 @pytest.mark.parametrize(

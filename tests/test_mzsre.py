@@ -112,28 +112,6 @@ def test_surrounding_spaces_are_removed(write):
     )
 
 
-@pytest.mark.parametrize(
-    ("raw", "message"),
-    [
-        (b'{"id": 0}\n{"id": 1, \n', "line 2: not JSON"),
-        (b'{"id": 0}\n\n"text"\n', "line 3: expected a JSON object, found str"),
-        (b'{"id": 0}\n{"id": 1, "en": "\xff"}\n', r"line 2: not UTF-8 \(byte 17\)"),
-        (b'{"id": 4}\n{"id": "4"}\n', "line 2: id '4' occurs twice"),
-        (b'{"id": [1]}\n', r"line 1: id is \[1\], expected a number or a short text"),
-        (b'{"id": true}\n', "line 1: id is True"),
-        (b'{"id": "\\ud800"}\n', "line 1: id is"),
-        (b'{"id": 0, "x": "' + b"a" * 1_000_000 + b'"}\n', "line 1: longer than 1,000,000 bytes"),
-        (b'{"a":' * 100_000, "line 1: not JSON"),
-        (b"\x80\x04\x95\x0c\x00", "line 1: not UTF-8"),  # the start of a pickle
-        (b"[1, 2]", "entry 0: expected a JSON object, found int"),
-        (b'[{"en": 1},', "not JSON"),
-    ],
-)
-def test_a_malformed_file_is_refused_and_the_line_named(write, raw, message):
-    with pytest.raises(RefusedInput, match=message):
-        load_mzsre(write(raw=raw), ("en",))
-
-
 @pytest.mark.parametrize("raw", [b"", b"\n \n", b"[]", b'{"id": 0}\n'])
 def test_a_file_without_usable_facts_is_an_error(write, raw):
     with pytest.raises(ValueError, match="holds no usable fact in en"):

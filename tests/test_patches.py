@@ -342,3 +342,11 @@ def test_a_kill_in_the_middle_of_saving_leaves_no_half_file(tmp_path):
     assert not adapter.exists()
     to_peft(patch, adapter)  # what the kill left is in nobody's way
     assert sorted(path.name for path in adapter.iterdir()) == ["adapter_config.json", "adapter_model.safetensors"]
+
+
+def test_a_folder_is_known_by_its_own_name_only():
+    from langedit_core.patches import _public_name
+
+    assert _public_name("google/gemma-3-270m") == "google/gemma-3-270m"
+    assert _public_name("/home/somebody/my models/a b") == "a-b"
+    assert _public_name("/") == "model"

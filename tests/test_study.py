@@ -415,7 +415,7 @@ def test_unknown_profiles_list_the_known_ones_nearest_first(tmp_path, monkeypatc
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("- a list", "holds list, expected a mapping"),
+        ("- a list", "holds no mapping of fields"),
         ("name: x", "description"),
         ("name: x\ndescription: d\nmodel: m\nnotebooks: {a: {}}\ngirds: {}", "girds"),
         ("name: x\ndescription: d\nmodel: m\nnotebooks: {}", "notebooks"),

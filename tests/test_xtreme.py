@@ -114,45 +114,6 @@ def test_a_missing_set_says_what_to_put_where(data):
     assert EXAMPLES["mlqa"] in str(e.value)
 
 
-@pytest.mark.parametrize(
-    ("task", "line", "reason"),
-    [
-        ("xnli", b"{", "not JSON"),
-        ("xnli", b'{"sentence1": "\xff"}', "not UTF-8"),
-        ("xnli", [], "expected a JSON object, found list"),
-        ("xnli", {"sentence1": "a", "label": "entailment"}, "sentence2 is missing"),
-        ("xnli", {"sentence1": 3, "sentence2": "b", "label": "entailment"}, "sentence1 is int"),
-        ("xnli", {"sentence1": " ", "sentence2": "b", "label": "entailment"}, "sentence1 is empty"),
-        ("xnli", {"sentence1": "a\u0000", "sentence2": "b", "label": "entailment"}, "control character"),
-        ("xnli", {"sentence1": "a", "sentence2": "b", "label": "maybe"}, "label is 'maybe', expected one of entail"),
-        ("pawsx", {"sentence1": "a", "sentence2": "b"}, "label is 'None'"),
-        ("pawsx", record("pawsx", "en", 3), "the same texts are in the few-shot pool"),
-        ("mlqa", {"context": "a b", "question": "c", "answer": "d"}, "the answer is not in the context"),
-        ("mlqa", {"context": "a b", "question": "c", "answer": "a", "answers": "b"}, "answers is str"),
-        ("mlqa", {"context": "x" * 20_001, "question": "c", "answer": "x"}, "context is too long"),
-        ("wikiann", {"text": "a b", "label": "\n"}, "label names no entity"),
-        ("wikiann", {"text": "a b", "label": ["PER: a"]}, "label names no entity"),
-        ("wikiann", {"text": "a b", "label": "PER: a\nMISC: b"}, "has a line that is not TYPE: name"),
-        ("wikiann", {"text": "a b", "label": "PER: a@c"}, "the label's 'c' is not in the text"),
-    ],
-)
-def test_a_bad_line_is_dropped_and_named_and_the_others_stay(data, task, line, reason):
-    good = [record(task, "en", number) for number in range(13)]
-    data(task, "en", [*good[:11], line, *good[11:]])
-    found = load_task(task, "en")
-    assert len(found.pool) == POOL and [r.id for r in found.records] == ["line 11", "line 13", "line 14"]
-    (why,) = found.dropped
-    assert why.startswith(f"{task}_en.jsonl, line 12: ") and reason in why
-
-
-def test_a_line_too_long_is_dropped_whole(data):
-    good = [record("xnli", "en", number) for number in range(12)]
-    data("xnli", "en", [*good[:11], b'{"sentence1": "' + b"x" * 2_500_000 + b'"}', good[11]])
-    found = load_task("xnli", "en")
-    assert [r.id for r in found.records] == ["line 11", "line 13"]
-    assert found.dropped == ("xnli_en.jsonl, line 12: longer than 1,000,000 bytes, which no record is",)
-
-
 def test_a_file_without_usable_records_is_an_error_that_says_why(data):
     data("xnli", "en", size=POOL)
     with pytest.raises(ValueError, match="xnli_en.jsonl holds no usable record to evaluate .too few lines"):
