@@ -149,7 +149,7 @@ def _array(path: Path, target: Target) -> Found:
             except RefusedInput as error:
                 problems.append(Problem(path, None, f"entry {number - 1}: {error}"))
     except RefusedInput as error:
-        problems.append(Problem(path, None, str(error).removeprefix(f"{path.name}: ")))
+        problems.append(Problem(path, None, str(error).removeprefix(path.name).lstrip(",: ")))
     return _told(path, target, number, counts, problems[:MOST_FAULTS])
 
 

@@ -1,4 +1,4 @@
-"""A data set's public home in miniature: an HTTP server on this machine that can misbehave in every way a real one does."""
+"""A public home of data in miniature: an HTTP server on this machine that can misbehave as real ones do."""
 
 from __future__ import annotations
 
