@@ -30,12 +30,6 @@ app = typer.Typer(
     add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False, help=__doc__.split("\n")[0],
     epilog="Exit status: 0 done, 1 input refused or work failed (the reason is the last line), 2 wrong usage.",
 )  # fmt: skip
-app.add_typer(patch_app, name="patch")
-app.add_typer(data_app, name="data")
-app.command(
-    epilog="Example: langedit trace --model atlas-lm --data atlas --langs 'en zh' --limit 5 --output-path traced\n\n"
-    "To trace more, raise --limit and give the same folder: finished traces are read."
-)(trace)
 REPOSITORY = Path(__file__).resolve().parents[1]
 
 ProfileOption = Annotated[str, typer.Option("--profile", help="smoke, quick, standard, paper, or a YAML file")]
@@ -345,6 +339,12 @@ def edit(
         say(f"edited model: {output_path / 'model'}")
 
 
+app.command(
+    epilog="Example: langedit trace --model atlas-lm --data atlas --langs 'en zh' --limit 5 --output-path traced\n\n"
+    "To trace more, raise --limit and give the same folder: finished traces are read."
+)(trace)
+
+
 @app.command(epilog="Example: langedit validate facts.jsonl capitals/patch.safetensors my_profile.yaml")
 def validate(
     files: Annotated[list[Path], typer.Argument(help=".jsonl: facts, .safetensors: a patch, .yaml: a profile")],
@@ -363,6 +363,10 @@ def validate(
             typer.echo(f"{path}: good ({checked.holds})")
     if bad:
         refuse(f"{bad} of {len(files)} files cannot be used as they are")
+
+
+app.add_typer(patch_app, name="patch")
+app.add_typer(data_app, name="data")
 
 
 def parse_layers(text: str | None) -> tuple[int, ...] | None:

@@ -47,10 +47,11 @@ def fetch(
 ) -> None:
     """Download what the study reads from its public homes, and say under which licence it is.
 
-    What is there and right is left alone, so a stopped command is simply given again. MzsRE is read at a pinned commit,
-    XTREME through the hub's row service, which has the newest state only. No checksums of either are known, so they are
-    recorded at the first download, in sources.lock.json, and every later one must agree; with --sha256 the first one
-    must agree too. Without a network the command says which file to put where, and ends with status 1.
+    What is there and right is left alone, so a stopped command is simply given again. MzsRE is read at a
+    pinned commit, XTREME through the hub's row service, which has the newest state only. No checksums of
+    either are known, so they are recorded at the first download, in sources.lock.json, and every later one
+    must agree; with --sha256 the first one must agree too. Without a network the command says which file to
+    put where, and ends with status 1.
     """
     from langedit_core.data_fetch import Fetching, check_names, parse_checksums
     from langedit_core.data_sources import SOURCES, targets
@@ -82,8 +83,9 @@ def check(
 ) -> None:
     """Read every data file to its end: found, missing or damaged, records, languages, checksum, licence.
 
-    Status 1 if anything is damaged, with file and line; what is missing is only told. Checksums are compared with those
-    that `langedit data fetch` recorded; files from elsewhere are held to what the study's loaders take.
+    Status 1 if anything is damaged, with file and line; what is missing is only told. Checksums are compared
+    with those that `langedit data fetch` recorded; files from elsewhere are held to what the study's loaders
+    take.
     """
     from langedit_core.data_check import check_folder
     from langedit_core.data_sources import SOURCES

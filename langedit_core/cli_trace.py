@@ -47,8 +47,9 @@ def trace(
 ) -> None:
     """Find the layers that hold facts: noise hides a subject, single states are put back, the answer returns or not.
 
-    Only facts are traced that the model answers in full. An effect is what restoring adds to the answer's probability;
-    an interval is of 95 % over facts. Tables are written as CSV: known, layers, peaks, recommended, traces.
+    Only facts are traced that the model answers in full. An effect is what restoring adds to the answer's
+    probability; an interval is of 95 % over facts. Tables are written as CSV: known, layers, peaks,
+    recommended, traces.
     """
     from langedit_core import tracing_analysis
     from langedit_core.chosen_layers import keep_layers as keep

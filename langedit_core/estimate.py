@@ -21,7 +21,7 @@ from langedit_core.drift import neutral_texts
 from langedit_core.editors import EditSettings
 from langedit_core.metrics import questions
 from langedit_core.models import architecture_of
-from langedit_core.packaged import PACKAGED
+from langedit_core.packaged import EMBEDDED, PACKAGED
 from langedit_core.records import Fact, FactSet
 from langedit_core.results import Cell
 
@@ -105,7 +105,7 @@ def shapes_of(name: str) -> Shapes:
     Raises:
         FileNotFoundError: No configuration is at hand; says how to get it.
     """
-    source, get = name, f"`hf download {name} config.json` gets it"
+    source, get = str(EMBEDDED.get(name, name)), f"`hf download {name} config.json` gets it"
     if name in PACKAGED:
         home = Path(os.environ.get("HF_HOME") or "~/.cache/huggingface").expanduser()
         source = str(home / "langedit" / "models" / f"{name}-{PACKAGED[name].sha256[:12]}")
