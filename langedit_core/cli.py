@@ -1,4 +1,4 @@
-"""The command `langedit`: edit a model, handle patches, run a profile's cells and notebooks, check files.
+"""The command `langedit`: edit and trace models, handle patches and data, run profiles on a machine or a cluster.
 
 run = cells (computed or loaded, with a progress bar) → notebooks (Papermill) → pages, tables, figures.
 """
@@ -19,7 +19,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from langedit_core.cli_data import data_app
 from langedit_core.cli_patch import DeviceOption, patch_app, refuse, say
+from langedit_core.cli_trace import trace
 
 if TYPE_CHECKING:
     from langedit_core.results import Cell
@@ -28,7 +30,6 @@ app = typer.Typer(
     add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False, help=__doc__.split("\n")[0],
     epilog="Exit status: 0 done, 1 input refused or work failed (the reason is the last line), 2 wrong usage.",
 )  # fmt: skip
-app.add_typer(patch_app, name="patch")
 REPOSITORY = Path(__file__).resolve().parents[1]
 
 ProfileOption = Annotated[str, typer.Option("--profile", help="smoke, quick, standard, paper, or a YAML file")]
@@ -46,7 +47,10 @@ def main(verbose: Annotated[bool, typer.Option("--verbose", "-v", help="say more
     logging.basicConfig(level=logging.INFO if verbose else logging.WARNING, format="%(levelname)s: %(message)s")
 
 
-@app.command()
+@app.command(
+    epilog="Example: langedit run --profile quick --output-path here\n\n"
+    "What it would take, without doing it: langedit run --profile standard --dry-run"
+)
 def run(
     profile: ProfileOption = "quick",
     model: ModelOption = None,
@@ -117,7 +121,7 @@ def run(
     say(f"done: {reports.resolve() / 'index.html'} ({len(entries)} reports)")
 
 
-@app.command()
+@app.command(epilog="Example: langedit grid --profile standard --executor process --at-once 2 --output-path here")
 def grid(
     profile: ProfileOption = "standard",
     model: ModelOption = None,
@@ -173,7 +177,7 @@ def grid(
         raise typer.Exit(1)
 
 
-@app.command()
+@app.command(epilog="Example: langedit status --profile standard --output-path here --watch 60")
 def status(
     profile: ProfileOption = "standard",
     model: ModelOption = None,
@@ -209,7 +213,7 @@ def _pairs(options: Sequence[str]) -> dict[str, str | int]:
     return found
 
 
-@app.command()
+@app.command(epilog="Example: langedit report --profile quick --output-path here")
 def report(profile: ProfileOption = "quick", output_path: OutputOption = None) -> None:
     """Render a profile's reports again from the notebooks executed last."""
     from langedit_core.notebooks import find_notebooks
@@ -230,7 +234,7 @@ def report(profile: ProfileOption = "quick", output_path: OutputOption = None) -
         say(f"rendered {len(entries)} reports into {reports.resolve()}")
 
 
-@app.command()
+@app.command(epilog="Example: langedit inspect gemma-3-270m")
 def inspect(
     model: Annotated[str, typer.Argument(help="hub ID, folder, or packaged name")], device: DeviceOption = None
 ) -> None:
@@ -336,6 +340,12 @@ def edit(
         say(f"edited model: {output_path / 'model'}")
 
 
+app.command(
+    epilog="Example: langedit trace --model atlas-lm --data atlas --langs 'en zh' --limit 5 --output-path traced\n\n"
+    "To trace more, raise --limit and give the same folder: finished traces are read."
+)(trace)
+
+
 @app.command(epilog="Example: langedit validate facts.jsonl capitals/patch.safetensors my_profile.yaml")
 def validate(
     files: Annotated[list[Path], typer.Argument(help=".jsonl: facts, .safetensors: a patch, .yaml: a profile")],
@@ -354,6 +364,10 @@ def validate(
             typer.echo(f"{path}: good ({checked.holds})")
     if bad:
         refuse(f"{bad} of {len(files)} files cannot be used as they are")
+
+
+app.add_typer(patch_app, name="patch")
+app.add_typer(data_app, name="data")
 
 
 def parse_layers(text: str | None) -> tuple[int, ...] | None:

@@ -183,10 +183,10 @@ def _attach(patch: Patch, model: str | None) -> None:
 
 def _base_name(patch: Patch, given: str | None) -> str:
     """The model asked for, or the one the patch names if that can be found by name."""
-    from langedit_core.packaged import PACKAGED
+    from langedit_core.packaged import EMBEDDED, PACKAGED
 
     name = given or patch.header.model
-    if given is None and name not in PACKAGED and "/" not in name:
+    if given is None and name not in (*PACKAGED, *EMBEDDED) and "/" not in name:
         refuse(f"the patch was made from a folder called {name!r}; say where it lies with --model")
     return name
 

@@ -40,7 +40,7 @@ def default_path() -> Path:
     return path
 
 
-def _records(path: Path) -> Iterator[tuple[str, dict]]:
+def records(path: Path) -> Iterator[tuple[str, dict]]:
     """Pairs (id, record) of a file in either layout: JSON lines, or one array of objects.
 
     Raises:
@@ -229,7 +229,7 @@ def load_mzsre(
     corpus: dict[str, dict[str, None]] = {lang: {} for lang in codes}  # ordered, without repetitions
     dropped: dict[str, Counter] = defaultdict(Counter)
     read = 0
-    for number, record in _records(source):
+    for number, record in records(source):
         read += 1
         id_ = f"mzsre/{number}"
         by_lang = {}

@@ -264,9 +264,9 @@ COLUMNS: dict[str, str] = {
 
 
 def readable(table: pd.DataFrame) -> pd.DataFrame:
-    """`variants_table` with intervals as texts."""
+    """`variants_table` or `sequences_table` with intervals as texts."""
     shown = table[["model", "facts"]].copy()
-    for column, label in COLUMNS.items():
+    for column, label in ((c, text) for c, text in COLUMNS.items() if c in table):
         shown[label] = [
             format_ci(*row) for row in zip(table[column], table[f"{column}_low"], table[f"{column}_high"], strict=True)
         ]

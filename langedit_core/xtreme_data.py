@@ -119,7 +119,7 @@ def load_task(task: str, lang: str, limit: int | None = None, *, source: str = "
         try:
             if isinstance(line, RefusedInput):
                 raise line
-            example = _example(task, lang, where.rsplit(", ", 1)[-1], line)
+            example = parse_example(task, lang, where.rsplit(", ", 1)[-1], line)
             if position >= POOL and any(example.texts == shown.texts for shown in pool):
                 raise RefusedInput("the same texts are in the few-shot pool")
         except RefusedInput as reason:
@@ -157,8 +157,8 @@ def _text(record: Mapping, name: str) -> str:
     return text
 
 
-def _example(task: str, lang: str, id_: str, record: object) -> Example:
-    """Check one line.
+def parse_example(task: str, lang: str, id_: str, record: object) -> Example:
+    """Check one line of a file.
 
     Raises:
         RefusedInput: With the reason for which it is dropped.
@@ -244,7 +244,7 @@ def _hub(task: str, lang: str) -> tuple[Iterator[tuple[str, object]], str]:
             for number, row in enumerate(part):
                 where = f"{name}, {split} row {number}"
                 try:
-                    yield where, _AS_FILE[task](row)
+                    yield where, AS_FILE[task](row)
                 except (KeyError, IndexError, TypeError) as error:
                     yield where, RefusedInput(f"{where}: not the expected fields ({error!r})")
 
@@ -263,7 +263,7 @@ def _label_of(tokens: list[str], tags: list[int]) -> str:
     return "\n".join(f"{type_}: {'@'.join(map(' '.join, found))}" for type_, found in names.items())
 
 
-_AS_FILE = {
+AS_FILE = {
     "xnli": lambda row: {
         "sentence1": row["premise"], "sentence2": row["hypothesis"], "label": _XNLI_LABELS[row["label"]],
     },
@@ -274,3 +274,4 @@ _AS_FILE = {
     },
     "wikiann": lambda row: {"text": " ".join(row["tokens"]), "label": _label_of(row["tokens"], row["ner_tags"])},
 }  # fmt: skip
+"""Task -> a row of the public data set in the form of a line of the files."""

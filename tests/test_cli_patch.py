@@ -8,11 +8,12 @@ import pandas as pd
 import pytest
 import toy
 from conftest import SENTENCES, build_model
-from toy_patch import BATCHES
+from toy_patch import BATCHES, recorded
 from typer.testing import CliRunner
 
-from langedit_core import cli
+from langedit_core import cli, cli_patch
 from langedit_core.models import load_model
+from langedit_core.packaged import EMBEDDED, PACKAGED
 from langedit_core.patches import Patch
 
 FACTS = [BATCHES[0][0], BATCHES[0][1], BATCHES[1][0], BATCHES[2][0]]  # en en de zh
@@ -164,6 +165,13 @@ def test_apply_gives_the_edited_model_and_remove_gives_the_base_back(world):
     refused = run("patch", "apply", patch, "--model", folder / "other", "--output-path", folder / "never")
     assert refused.exit_code == 1 and "the patch belongs to base" in str(refused.exception)
     assert not (folder / "never").exists()
+
+
+@pytest.mark.parametrize("name", [*PACKAGED, *EMBEDDED, "owner/model"])
+def test_a_model_that_is_known_by_name_need_not_be_named_again(name):
+    patch, _ = recorded()
+    patch.header = patch.header.model_copy(update=dict(model=name))
+    assert cli_patch._base_name(patch, None) == name
 
 
 def test_remove_without_a_model_shortens_the_patch(world):

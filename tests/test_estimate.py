@@ -290,3 +290,8 @@ def test_the_estimate_of_a_longer_run_is_longer():
         found = work(shapes, of_cell, estimate.texts_of(of_cell, data), 1.0)
         totals.append(found["values"])
     assert 1.6 < totals[1] / totals[0] < 2.5  # other facts, of other lengths
+
+
+def test_an_embedded_model_is_estimated_from_the_package():
+    shapes = shapes_of("atlas-lm")
+    assert (shapes.model_type, shapes.n_layers, shapes.source) == ("llama", 6, "its config.json")
