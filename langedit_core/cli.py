@@ -62,6 +62,10 @@ def run(
     part: Annotated[
         str | None, typer.Option("--part", help="2/3: the second of three shares, for as many processes; no reports")
     ] = None,
+    notebooks: Annotated[
+        str | None,
+        typer.Option("--notebooks", help='execute only these, such as "03_null_spaces 06_transfer"; render all'),
+    ] = None,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="list the cells, estimate memory and time; load and write nothing")
     ] = False,
@@ -89,7 +93,7 @@ def run(
     if model is None and len(chosen.models) > 1:
         for each in chosen.models:
             left = None if hours is None else max(0.0, (until - time.monotonic()) / 3600)
-            run(profile, each, device, output_path, left, part)
+            run(profile, each, device, output_path, left, part, notebooks)
         return
     name = model or chosen.model
     results, reports = root / "results", root / "reports" / chosen.folder(name)
@@ -114,9 +118,12 @@ def run(
     )
     if model:
         shared["MODEL"] = model
-    notebooks = {stem: shared | parameters for stem, parameters in chosen.notebooks.items()}
     entries = run_profile_notebooks(
-        notebooks, source=source, report_dir=reports, provenance=provenance(chosen.name, name)
+        {stem: shared | parameters for stem, parameters in chosen.notebooks.items()},
+        source=source,
+        report_dir=reports,
+        provenance=provenance(chosen.name, name),
+        only=notebooks.split() if notebooks else None,
     )
     say(f"done: {reports.resolve() / 'index.html'} ({len(entries)} reports)")
 

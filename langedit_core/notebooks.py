@@ -12,7 +12,7 @@ import os
 import re
 import sys
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TextIO
@@ -211,6 +211,7 @@ def run_profile_notebooks(
     source: str | Path,
     report_dir: str | Path,
     provenance: str,
+    only: Collection[str] | None = None,
     timeout: int | None = None,
     quiet: bool = False,
 ) -> list[ReportEntry]:
@@ -224,6 +225,7 @@ def run_profile_notebooks(
         source: Folder with the notebooks.
         report_dir: `reports/<profile>`; executed copies go to its subfolder `executed`.
         provenance: One line with model, commit and versions, shown in every report and in the index.
+        only: Stems to execute; of the others the copies executed last are rendered. None executes all.
         timeout: Seconds for one cell.
         quiet: Show no progress.
 
@@ -236,11 +238,18 @@ def run_profile_notebooks(
         if stem not in known:
             raise unknown("notebook", stem, known)
         check_parameters(known[stem], parameters)
+    for stem in only or ():
+        if stem not in notebooks:
+            raise unknown("notebook of this profile", stem, notebooks)
     entries, failures = [], []
     for stem, parameters in notebooks.items():
         page = report_dir / f"{stem}.html"
         try:
-            executed = execute(known[stem], report_dir / "executed", parameters, timeout=timeout, quiet=quiet)
+            executed = report_dir / "executed" / f"{stem}.ipynb"
+            if only is None or stem in only:
+                executed = execute(known[stem], report_dir / "executed", parameters, timeout=timeout, quiet=quiet)
+            elif not executed.is_file():
+                raise NotebookFailed(f"{stem} was not executed yet: name it too, or none to execute all")
             entries.append(render(executed, page, provenance=provenance))
         except NotebookFailed as error:
             page.unlink(missing_ok=True)

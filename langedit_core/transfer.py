@@ -252,7 +252,10 @@ def partners(ids: Sequence[str], data: FactSet) -> list[tuple[str, str]]:
     return found
 
 
-def sequence_transfer(result: CellResult, model: EditableModel, data: FactSet, root: Path) -> pd.DataFrame:
+def sequence_transfer(
+    result: CellResult, model: EditableModel, data: FactSet, root: Path, *, per_language: int | None = None,
+    unedited: dict[tuple[Asked, ...], list[tuple[float, float, float]]] | None = None,
+) -> pd.DataFrame:  # fmt: skip
     """After a whole sequence of batches: what is answered about every edited fact in all languages.
 
     Args:
@@ -260,6 +263,8 @@ def sequence_transfer(result: CellResult, model: EditableModel, data: FactSet, r
         model: Unedited, and unedited again afterwards.
         data: The cell's data set in all languages that are asked.
         root: Results folder with the cell's updates.
+        per_language: Ask only so many facts of every edited language, the first ones by sha256(id).
+        unedited: Answers of the unedited model by what was asked, read and added to: cells of one design share them.
 
     Returns:
         Columns fact, source (language it was edited in), lang, when ("before", "after"), chosen, em, margin,
@@ -274,23 +279,30 @@ def sequence_transfer(result: CellResult, model: EditableModel, data: FactSet, r
         raise ValueError(f"{cell.method} changes its updates after they are stored; they cannot simply be added again")
     edited = result.rows[(result.rows["kind"] == "edit") & (result.rows["when"] == "final")]
     sources = edited.groupby("fact")["lang"].unique()
-    pairs = [(fact, langs[0]) for fact, langs in sources.items() if len(langs) == 1]
+    by_source: dict[str, list[str]] = {}
+    for fact, langs in sorted(sources.items(), key=lambda pair: digest(pair[0])):
+        if len(langs) == 1:
+            by_source.setdefault(langs[0], []).append(fact)
+    pairs = [(fact, lang) for lang, facts in by_source.items() for fact in facts[:per_language]]
     question = Questioner(data, choices=2)
     asked = [q for fact, _ in pairs for lang in data.languages for q in question(fact, lang, ("direct",))]
     source = dict(pairs)
 
-    def rows(when: str) -> list[dict]:
+    def rows(when: str, answers: list[tuple[float, float, float]]) -> list[dict]:
         return [
             dict(fact=q.fact, source=source[q.fact], lang=q.lang, when=when, chosen=chosen, em=em, margin=margin,
                  same_subject=data.facts[q.fact][q.lang].subject == data.facts[q.fact][source[q.fact]].subject,
                  same_object=data.facts[q.fact][q.lang].target == data.facts[q.fact][source[q.fact]].target)
-            for q, (chosen, em, margin) in zip(asked, choose(model, asked), strict=True)
+            for q, (chosen, em, margin) in zip(asked, answers, strict=True)
         ]  # fmt: skip
 
-    found = rows("before")
+    unedited = {} if unedited is None else unedited
+    if (key := tuple(asked)) not in unedited:
+        unedited[key] = choose(model, asked)
+    found = rows("before", unedited[key])
     with model.restored(cell.settings.layers):
         for updates in stored_updates(cell, root):
             for layer, update in updates.items():
                 model.add_(layer, update.delta.to(model.device))
-        found += rows("after")
+        found += rows("after", choose(model, asked))
     return pd.DataFrame(found)

@@ -133,8 +133,8 @@ def real(
 
 
 def sequences(
-    profile: str | Profile, group: str, model: EditableModel, *, results: str | Path,
-    records: str | Path | None = None, compute: bool = True, quiet: bool = False,
+    profile: str | Profile, group: str, model: EditableModel, *, per_language: int | None = None,
+    results: str | Path, records: str | Path | None = None, compute: bool = True, quiet: bool = False,
 ) -> Found:  # fmt: skip
     """Transfer after whole sequences, one cell each; a cell's frame is called by its method, and its order if odd.
 
@@ -142,24 +142,27 @@ def sequences(
         profile: Its grid `group` names the cells, each fact edited in one language.
         group: Of the profile.
         model: Unedited; another one than the profile's edits by its own hyper-parameters.
+        per_language: Facts of every edited language that are asked; None: all.
         results: Folder of the cells.
         records: Folder in which finished frames are kept.
         compute: Compute cells that are missing; otherwise they are passed over with a sentence.
         quiet: No progress bar.
     """
     profile = profile if isinstance(profile, Profile) else load_profile(profile)
-    found, root = Found(), Path(results)
+    found, root, unedited = Found(), Path(results), {}
     for cell in profile.cells(group, model.name):
         data = load_data(cell.data, CORE)
         key = dict(
-            engine=ENGINE, cell=cell.model_dump(mode="json"), data=data.fingerprint, model=model.fingerprint
+            engine=ENGINE, cell=cell.model_dump(mode="json"), data=data.fingerprint, model=model.fingerprint,
+            per_language=per_language,
         )  # fmt: skip
 
         def made(cell: Cell = cell, data: FactSet = data) -> dict:
             if not compute and not is_done(cell, root):
                 raise FileNotFoundError(f"{label(cell)} on {cell.data} was not computed")
             (result,) = run_cells([cell], model, root, quiet)
-            return _packed(sequence_transfer(result, model, data, root))
+            frame = sequence_transfer(result, model, data, root, per_language=per_language, unedited=unedited)
+            return _packed(frame)
 
         try:
             found.frames[label(cell)] = pd.DataFrame(kept(_under(records), f"sequence-{cell.method}", key, made))

@@ -157,6 +157,21 @@ def test_cell_that_takes_too_long_is_stopped(tmp_path):
     assert not (tmp_path / "out" / "00_tiny.ipynb").exists()
 
 
+def test_only_some_are_executed_and_the_others_rendered_from_their_last_copies(tmp_path):
+    write(tmp_path, [new_markdown_cell("# One"), tagged("n = 1"), new_code_cell("n")], "00_one.ipynb")
+    write(tmp_path, [new_markdown_cell("# Two"), tagged("n = 1"), new_code_cell("n")], "01_two.ipynb")
+    given = dict(source=tmp_path, report_dir=tmp_path / "out", provenance="", quiet=True)
+    with pytest.raises(NotebookFailed, match="01_two was not executed yet"):
+        run_profile_notebooks({"00_one": {}, "01_two": {}}, only=["00_one"], **given)
+    run_profile_notebooks({"00_one": {"n": 5}, "01_two": {"n": 6}}, **given)
+    entries = run_profile_notebooks({"00_one": {"n": 7}, "01_two": {"n": 8}}, only=["00_one"], **given)
+    assert [entry.finished for entry in entries] == [True, True]
+    executed = [nbformat.read(tmp_path / "out" / "executed" / f"{n}.ipynb", 4) for n in ("00_one", "01_two")]
+    assert [notebook.cells[-1].outputs[0].data["text/plain"] for notebook in executed] == ["7", "6"]
+    with pytest.raises(ValueError, match="unknown notebook of this profile '02_three'; known: 00_one, 01_two"):
+        run_profile_notebooks({"00_one": {}, "01_two": {}}, only=["02_three"], **given)
+
+
 def test_one_refused_notebook_keeps_all_others_from_starting(tmp_path):
     write(tmp_path, [tagged(), new_code_cell("1 + 1")])
     write(tmp_path, [new_code_cell("1 + 1")], "01_untagged.ipynb")
