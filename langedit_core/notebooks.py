@@ -198,7 +198,7 @@ def strip(notebook: NotebookNode) -> NotebookNode:
         for output in cell.outputs:
             if output.output_type == "stream" and output.name == "stderr":
                 continue
-            if WIDGET in output.get("data", {}):  # a form for a person at a screen; on a page it is dead
+            if WIDGET in output.get("data", {}):  # a form, or a library's progress bar: dead on a page
                 continue
             if output.output_type == "stream" and outputs and outputs[-1].output_type == "stream":
                 outputs[-1].text += output.text  # how a stream is cut depends on time

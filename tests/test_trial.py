@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 
 import conftest
+import nbformat
 import pytest
 import toy
 from nbformat.v4 import new_code_cell, new_notebook, new_output
@@ -12,7 +13,7 @@ from nbformat.v4 import new_code_cell, new_notebook, new_output
 from langedit_core.editors import METHODS
 from langedit_core.errors import RefusedInput
 from langedit_core.languages import CORE
-from langedit_core.notebooks import strip
+from langedit_core.notebooks import execute, strip
 from langedit_core.quickstart import complete, look, prepare_editor
 from langedit_core.trial import facts_to_ask, own_facts, try_edit
 from langedit_core.values import ValueSettings
@@ -200,7 +201,7 @@ def test_a_dollar_in_a_fact_is_drawn_as_a_dollar(tiny):
     assert label._preprocess_math(label.get_text())[0].endswith("$1 or $2_3")
 
 
-# --- the form ---------------------------------------------------------------------------------------------------------
+# --- widgets ----------------------------------------------------------------------------------------------------------
 
 
 def test_no_widget_stays_in_an_executed_notebook():
@@ -211,10 +212,23 @@ def test_no_widget_stays_in_an_executed_notebook():
     assert left.text == "said\n" and "widgets" not in notebook.metadata
 
 
+def test_progress_bars_of_libraries_leave_nothing_in_an_executed_notebook(tmp_path):
+    # With ipywidgets installed, tqdm.auto draws widgets wherever a kernel runs; Transformers loads weights so.
+    pytest.importorskip("ipywidgets", reason="installed with the extras `lab` and `test`")
+    bars = "from tqdm.auto import tqdm\nfrom tqdm.notebook import tqdm_notebook\nassert issubclass(tqdm, tqdm_notebook)"
+    bar = new_code_cell(f"{bars}\nsum(tqdm(range(3)))")
+    parameters = new_code_cell("n = 1", metadata={"tags": ["parameters"]})
+    kernel = {"kernelspec": {"name": "langedit", "display_name": "LangEdit", "language": "python"}}
+    path = tmp_path / "00_bar.ipynb"
+    nbformat.write(new_notebook(cells=[parameters, bar], metadata=kernel), path)
+    (output,) = nbformat.read(execute(path, tmp_path / "out", {}, quiet=True), as_version=4).cells[-1].outputs
+    assert output.output_type == "execute_result" and output.data == {"text/plain": "3"}
+
+
 @pytest.fixture
 def form(tiny, monkeypatch):
     """A form on a tiny model, its fields by label, its button, and what it showed."""
-    pytest.importorskip("ipywidgets", reason="installed with the extra `lab`")
+    pytest.importorskip("ipywidgets", reason="installed with the extras `lab` and `test`")
     from langedit_core import form as module
 
     shown = []
