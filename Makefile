@@ -49,8 +49,8 @@ study: $(ENV) ## run the notebooks of PROFILE and render reports/PROFILE; finish
 report: $(ENV) ## render reports/PROFILE again from the notebooks already executed
 	$(LANGEDIT) report --profile $(PROFILE)
 
-lab: $(LAB) ## open JupyterLab on the notebooks with the kernel of this environment
-	$(BIN)/jupyter lab notebooks
+lab: $(LAB) ## open JupyterLab on the notebooks with the kernel of this environment; LAB_ARGS="--no-browser --port 8890" and the like
+	$(BIN)/jupyter lab notebooks $(LAB_ARGS)
 
 $(LAB): $(ENV)
 	$(PIP) -e ".[lab]"

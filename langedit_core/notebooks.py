@@ -29,6 +29,7 @@ from langedit_core.rendering import ReportEntry, render, title_of, write_index
 Scalar = str | int | float | bool | None
 KERNEL = "langedit"
 LARGEST = 100_000_000  # bytes of a notebook with its outputs
+WIDGET = "application/vnd.jupyter.widget-view+json"
 NAME = re.compile(r"\d\d_\w+\.ipynb", re.ASCII)
 
 
@@ -196,6 +197,8 @@ def strip(notebook: NotebookNode) -> NotebookNode:
         outputs: list[NotebookNode] = []
         for output in cell.outputs:
             if output.output_type == "stream" and output.name == "stderr":
+                continue
+            if WIDGET in output.get("data", {}):  # a form, or a library's progress bar: dead on a page
                 continue
             if output.output_type == "stream" and outputs and outputs[-1].output_type == "stream":
                 outputs[-1].text += output.text  # how a stream is cut depends on time

@@ -432,12 +432,17 @@ def before_after(
                     fontsize=9,
                 )
             texts = part.drop_duplicates("lang").set_index("lang")["text"].reindex(languages)
-            axes.set_yticks(y, [f"{lang}   {fill(str(text), 24)}" for lang, text in texts.items()])
+            axes.set_yticks(y, [f"{lang}   {_plain(fill(str(text), 24))}" for lang, text in texts.items()])
             axes.set_xticks([0, 0.5, 1])
             axes.set(xlim=(-0.04, 1.04), ylim=(len(languages) - 0.5, -0.5), xlabel=xlabel, title=heading)
             axes.grid(axis="y", visible=False)
-        _legend(fig, fig.axes[0], 2, title)
+        _legend(fig, fig.axes[0], 2, _plain(fill(title, 100)))
     return fig
+
+
+def _plain(text: str) -> str:
+    """Somebody's own text, in which a dollar is a dollar and not the beginning of a formula."""
+    return text.replace("$", r"\$")
 
 
 def _rows(frame: pd.DataFrame, **wanted: str) -> pd.DataFrame:

@@ -104,7 +104,7 @@ def test_every_declared_dependency_is_pinned_within_its_range():
 
 def test_everything_imported_by_the_package_is_declared():
     known = packages_distributions()
-    declared = names([*PROJECT["dependencies"], *EXTRAS["models"], *EXTRAS["xtreme"], *EXTRAS["slurm"]])
+    declared = names([*PROJECT["dependencies"], *EXTRAS["models"], *EXTRAS["xtreme"], *EXTRAS["slurm"], *EXTRAS["lab"]])
     for path in MODULES:
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             modules = [a.name for a in node.names] if isinstance(node, ast.Import) else []
