@@ -40,6 +40,9 @@ EDITS: dict[str, str] = {
 COLUMNS = (
     "fact", "relation", "source", "lang", "probe", "edit", "chosen", "em", "margin", "same_subject", "same_object",
 )  # fmt: skip
+SEQUENCE_COLUMNS = (
+    "fact", "source", "lang", "when", "chosen", "em", "margin", "same_subject", "same_object",
+)  # fmt: skip
 
 
 class TransferSettings(BaseModel):
@@ -273,9 +276,8 @@ def sequence_transfer(result: CellResult, model: EditableModel, data: FactSet, r
         root: Results folder with the cell's updates.
 
     Returns:
-        Columns fact, source (language it was edited in), lang, when ("before", "after"), chosen, em, margin,
-        same_subject, same_object. Facts that several languages edited (parallel cells) are left out, and so are
-        languages that a fact is not there in.
+        Columns `SEQUENCE_COLUMNS`: source is the language a fact was edited in, when is "before" or "after". Facts that
+        several languages edited (parallel cells) are left out, and so are languages that a fact is not there in.
 
     Raises:
         FileNotFoundError: The cell's updates are not in `root`.
@@ -310,4 +312,4 @@ def sequence_transfer(result: CellResult, model: EditableModel, data: FactSet, r
             for layer, update in updates.items():
                 model.add_(layer, update.delta.to(model.device))
         found += rows("after")
-    return pd.DataFrame(found)
+    return pd.DataFrame(found, columns=list(SEQUENCE_COLUMNS))
