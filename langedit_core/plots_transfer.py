@@ -44,7 +44,10 @@ def estimates(
         axes.axvline(0, color=GREY, lw=0.8)
         axes.set_yticks(y, table["model"])
         axes.set(ylim=(len(table) - 0.5, -0.5), xlabel=xlabel)
-        axes.hlines(y[1:] - 0.5, *axes.get_xlim(), color="#DDDDDD", lw=0.6)
+        for height in y[1:] - 0.5:
+            axes.axhline(height, color="#DDDDDD", lw=0.6)  # not hlines, which would widen the axis it spans
+        low, high = axes.get_xlim()
+        axes.set_xticks([tick for tick in axes.get_xticks() if low <= tick <= high])
         axes.grid(axis="y", visible=False)
         handles, labels = axes.get_legend_handles_labels()
         fig.legend(handles, labels, loc="outside lower center", ncols=3)

@@ -40,6 +40,9 @@ EDITS: dict[str, str] = {
 COLUMNS = (
     "fact", "relation", "source", "lang", "probe", "edit", "chosen", "em", "margin", "same_subject", "same_object",
 )  # fmt: skip
+SEQUENCE_COLUMNS = (
+    "fact", "source", "lang", "when", "chosen", "em", "margin", "same_subject", "same_object",
+)  # fmt: skip
 
 
 class TransferSettings(BaseModel):
@@ -80,8 +83,13 @@ def chosen_facts(
         same = found.setdefault(by_lang[settings.langs[0]].relation, [])
         if len(same) < settings.facts and all(_located(model, by_lang[lang]) for lang in settings.langs):
             same.append(id_)
-    if few := {relation: len(ids) for relation, ids in found.items() if len(ids) < 2} or not found:
-        raise ValueError(f"{data.name} gives too few facts in {', '.join(settings.langs)}: {few}; at least two each")
+    few = {relation: len(ids) for relation, ids in found.items() if len(ids) < 2}
+    if few or not found:
+        counts = ", ".join(f"{relation}={n}" for relation, n in sorted(few.items())) or "none at all"
+        raise ValueError(
+            f"{data.name} gives too few facts of the split {settings.split!r} in {', '.join(settings.langs)}: "
+            f"{counts}; at least two of every relation are needed, one as the other's unrelated edit"
+        )
     return [id_ for relation in sorted(found) for id_ in found[relation]]
 
 
@@ -164,12 +172,17 @@ class SingleEdits:
             rows.append(
                 dict(
                     fact=question.fact, relation=there.relation, source=source, lang=question.lang,
-                    probe=question.probe, edit=edit, chosen=chosen, em=em, margin=margin,
-                    same_subject=there.subject.strip() == here.subject.strip(),
-                    same_object=there.target == here.target,
+                    probe=question.probe, edit=edit, chosen=chosen, em=em, margin=margin, **_identical(there, here),
                 )
             )  # fmt: skip
         return rows
+
+
+def _identical(there: Fact, here: Fact) -> dict[str, bool]:
+    """What one fact's two languages write alike; the space that a Latin name has in Chinese does not count."""
+    return dict(
+        same_subject=there.subject.strip() == here.subject.strip(), same_object=there.target == here.target
+    )  # fmt: skip
 
 
 def choose(model: EditableModel, asked: Sequence[Asked]) -> list[tuple[float, float, float]]:
@@ -208,7 +221,8 @@ def transfer(
     Args:
         model: Unedited.
         data: Facts, and the corpus for C₀.
-        edit_settings: Method and layers; what is remembered between batches does not matter for single edits.
+        edit_settings: Method and layers. What is remembered between batches does not matter for single edits, and
+            PRUNE's damping, which ends a sequence, is not applied: its single edits are MEMIT's.
         settings: What is edited and asked.
         among: Only these facts, if given.
         results: Folder in which every fact's answers are kept, so that a stopped run goes on.
@@ -267,8 +281,8 @@ def sequence_transfer(
         unedited: Answers of the unedited model by what was asked, read and added to: cells of one design share them.
 
     Returns:
-        Columns fact, source (language it was edited in), lang, when ("before", "after"), chosen, em, margin,
-        same_subject, same_object. Facts that several languages edited (parallel cells) are left out.
+        Columns `SEQUENCE_COLUMNS`: source is the language a fact was edited in, when is "before" or "after". Facts that
+        several languages edited (parallel cells) are left out, and so are languages that a fact is not there in.
 
     Raises:
         FileNotFoundError: The cell's updates are not in `root`.
@@ -285,14 +299,19 @@ def sequence_transfer(
             by_source.setdefault(langs[0], []).append(fact)
     pairs = [(fact, lang) for lang, facts in by_source.items() for fact in facts[:per_language]]
     question = Questioner(data, choices=2)
-    asked = [q for fact, _ in pairs for lang in data.languages for q in question(fact, lang, ("direct",))]
+    asked = [
+        q
+        for fact, _ in pairs
+        for lang in data.languages
+        if lang in data.facts[fact]
+        for q in question(fact, lang, ("direct",))
+    ]
     source = dict(pairs)
 
     def rows(when: str, answers: list[tuple[float, float, float]]) -> list[dict]:
         return [
             dict(fact=q.fact, source=source[q.fact], lang=q.lang, when=when, chosen=chosen, em=em, margin=margin,
-                 same_subject=data.facts[q.fact][q.lang].subject == data.facts[q.fact][source[q.fact]].subject,
-                 same_object=data.facts[q.fact][q.lang].target == data.facts[q.fact][source[q.fact]].target)
+                 **_identical(data.facts[q.fact][q.lang], data.facts[q.fact][source[q.fact]]))
             for q, (chosen, em, margin) in zip(asked, answers, strict=True)
         ]  # fmt: skip
 
@@ -305,4 +324,4 @@ def sequence_transfer(
             for layer, update in updates.items():
                 model.add_(layer, update.delta.to(model.device))
         found += rows("after", choose(model, asked))
-    return pd.DataFrame(found)
+    return pd.DataFrame(found, columns=list(SEQUENCE_COLUMNS))

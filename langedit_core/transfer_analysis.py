@@ -12,7 +12,7 @@ from collections.abc import Mapping
 import numpy as np
 import pandas as pd
 
-from langedit_core.stats import Estimate, interval, paired_difference
+from langedit_core.stats import LEVEL, RESAMPLES, Estimate, interval, paired_difference
 from langedit_core.tables import format_ci
 
 VALUES: dict[str, str] = {
@@ -27,34 +27,39 @@ STRATA: dict[tuple[bool, bool], str] = {
     (False, False): "neither",
 }
 """Which strings source and tested language have in common: (same subject, same object) → what it is called."""
+TOLD = ("source_told", "lang_told")
+"""Whether a controlled model was told the fact in the source language, and in the tested one."""
 CODE = "currency_iso"
 """The relation whose objects, ISO codes, are written alike in every language."""
+RELATED = (("es", "fr"), ("fr", "es"), ("de", "nl"), ("nl", "de"))
+LATIN = ("en", "de", "nl", "es", "fr")
 DISTANCES: dict[str, tuple[tuple[str, str], ...]] = {
-    "same language": tuple((x, x) for x in ("en", "de", "nl", "es", "fr", "zh")),
-    "closely related": (("es", "fr"), ("fr", "es"), ("de", "nl"), ("nl", "de")),
-    "same script": tuple(
-        (a, b) for a in ("en", "de", "nl", "es", "fr") for b in ("en", "de", "nl", "es", "fr")
-        if a != b and {a, b} not in ({"es", "fr"}, {"de", "nl"})
-    ),
-    "another script": tuple(
-        pair for x in ("en", "de", "nl", "es", "fr") for pair in ((x, "zh"), ("zh", x))
-    ),
-}  # fmt: skip
+    "same language": tuple((x, x) for x in (*LATIN, "zh")),
+    "closely related": RELATED,
+    "same script": tuple((a, b) for a in LATIN for b in LATIN if a != b and (a, b) not in RELATED),
+    "another script": tuple(pair for x in LATIN for pair in ((x, "zh"), ("zh", x))),
+}
+"""How far the tested language is → pairs (edited, tested); every pair of the six languages is in one of them."""
 
 
 def gains(frame: pd.DataFrame) -> pd.DataFrame:
     """What every edit and placebo changed: the frame of `transfer.transfer` without its unedited rows.
 
+    Args:
+        frame: Columns `transfer.COLUMNS`, and where it is known what a model was told, source_told and lang_told.
+
     Returns:
-        Columns fact, relation, source, lang, probe, edit, same_subject, same_object, gain_chosen, gain_em,
-        gain_margin and the values themselves; a probe's several questions (paraphrases) are averaged.
+        Columns fact, relation, source, lang, probe, edit, same_subject, same_object, those of `TOLD` that the frame
+        has, chosen, em and margin after the edit, the same as chosen_before and so on, and as gain_chosen and so on
+        the difference; a probe's several questions (paraphrases) are averaged.
     """
     keys = ["fact", "relation", "lang", "probe"]
     values = list(VALUES)
     frame = frame.astype(dict.fromkeys(values, float))
     before = frame[frame["edit"] == "none"].groupby(keys, sort=False)[values].mean()
+    known = [name for name in TOLD if name in frame]
     after = frame[frame["edit"] != "none"].groupby(
-        [*keys, "source", "edit", "same_subject", "same_object"], sort=False
+        [*keys, "source", "edit", "same_subject", "same_object", *known], sort=False
     )[values].mean()  # fmt: skip
     found = after.reset_index().merge(before.reset_index(), on=keys, suffixes=("", "_before"))
     return found.assign(**{f"gain_{name}": found[name] - found[f"{name}_before"] for name in values})
@@ -62,9 +67,11 @@ def gains(frame: pd.DataFrame) -> pd.DataFrame:
 
 def over_facts(rows: pd.DataFrame, value: str) -> Estimate:
     """Mean over facts, with its interval; a fact's languages are averaged first. NaN where there is none."""
-    if rows.empty:
-        return Estimate(math.nan, 0, math.nan, math.nan)
-    return interval(rows.groupby("fact", sort=False)[value].mean())
+    return _mean(rows.groupby("fact", sort=False)[value].mean())
+
+
+def _mean(per_fact: pd.Series) -> Estimate:
+    return interval(per_fact) if len(per_fact) else Estimate(math.nan, 0, math.nan, math.nan)
 
 
 def matrix(
@@ -116,8 +123,9 @@ def strata(found: pd.DataFrame, value: str = "gain_chosen") -> pd.DataFrame:
     """Transfer into other languages by what source and tested language write alike.
 
     Returns:
-        One row per stratum, then `all`, `ISO codes` and `all but ISO codes`: identical, pairs (fact, source, tested),
-        facts, gain, placebo and transfer as texts with 95 % intervals, and value, low, high of transfer.
+        One row per stratum, then ISO codes, all but ISO codes (both only where there are some), and any, which is all:
+        identical, pairs (fact, source, tested), facts, gain, placebo and transfer as texts with 95 % intervals, "n/a"
+        where no fact is left, and value, low, high of transfer.
     """
     direct = found[(found["probe"] == "direct") & (found["source"] != found["lang"])]
     code = direct["relation"] == CODE
@@ -132,8 +140,8 @@ def strata(found: pd.DataFrame, value: str = "gain_chosen") -> pd.DataFrame:
         effect = transfer_of(rows, placebo, value)
         out.append(
             dict(
-                identical=name, pairs=len(rows), facts=effect.n, gain=_told(over_facts(rows, value)),
-                placebo=_told(over_facts(placebo, value)), transfer=_told(effect),
+                identical=name, pairs=len(rows), facts=effect.n, gain=told(over_facts(rows, value)),
+                placebo=told(over_facts(placebo, value)), transfer=told(effect),
                 value=effect.value, low=effect.low, high=effect.high,
             )
         )  # fmt: skip
@@ -145,7 +153,8 @@ def explained(found: pd.DataFrame, value: str = "gain_chosen") -> dict[str, Esti
 
     Returns:
         `raw` and `different`: transfer over all off-diagonal cases, and over those in which neither subject nor
-        object is written alike; `share`: 1 − different / raw, with a bootstrap interval over facts.
+        object is written alike; `share`: 1 − different / raw over the facts that have both, with a bootstrap interval
+        over them. NaN where no fact is left, and a share also where there is no raw transfer to explain.
     """
     direct = found[(found["probe"] == "direct") & (found["source"] != found["lang"])]
     wide = direct[direct["edit"].isin(("fact", "unrelated"))].pivot_table(
@@ -159,20 +168,20 @@ def explained(found: pd.DataFrame, value: str = "gain_chosen") -> dict[str, Esti
             left=effect[different].groupby("fact")["effect"].mean(),
         )
     )
-    both = per_fact.dropna()
-    random = np.random.default_rng(0)
-    draws = random.integers(len(both), size=(2000, len(both)))
-    raw, left = (both[name].to_numpy()[draws].mean(axis=1) for name in ("raw", "left"))
-    with np.errstate(divide="ignore", invalid="ignore"):
-        shares = 1 - left / raw
-    shares = shares[np.isfinite(shares)]
-    value_of = 1 - both["left"].mean() / both["raw"].mean() if both["raw"].mean() else math.nan
-    low, high = np.quantile(shares, [0.025, 0.975]) if len(shares) else (math.nan, math.nan)
     return dict(
-        raw=interval(per_fact["raw"]),
-        different=interval(per_fact["left"].dropna()),
-        share=Estimate(float(value_of), len(both), float(low), float(high)),
+        raw=_mean(per_fact["raw"]), different=_mean(per_fact["left"].dropna()), share=_share_removed(per_fact.dropna())
     )
+
+
+def _share_removed(both: pd.DataFrame) -> Estimate:
+    """1 − mean(left) / mean(raw), resampled over facts; NaN where there is nothing whose share it could be."""
+    if both.empty or both["raw"].mean() <= 0:
+        return Estimate(math.nan, len(both), math.nan, math.nan)
+    draws = np.random.default_rng(0).integers(len(both), size=(RESAMPLES, len(both)))
+    raw, left = (both[name].to_numpy()[draws].mean(axis=1) for name in ("raw", "left"))
+    shares = 1 - left[raw != 0] / raw[raw != 0]
+    low, high = np.quantile(shares, [(1 - LEVEL) / 2, (1 + LEVEL) / 2]) if len(both) > 1 else (math.nan, math.nan)
+    return Estimate(float(1 - both["left"].mean() / both["raw"].mean()), len(both), float(low), float(high))
 
 
 def distances(found: pd.DataFrame, value: str = "gain_chosen") -> pd.DataFrame:
@@ -187,7 +196,7 @@ def distances(found: pd.DataFrame, value: str = "gain_chosen") -> pd.DataFrame:
             ("transfer", part), ("transfer, no identical strings", part[~(part["same_subject"] | part["same_object"])]),
         ):  # fmt: skip
             effect = transfer_of(rows[rows["edit"] == "fact"], rows[rows["edit"] == "unrelated"], value)
-            row[label] = _told(effect) if name != "same language" or label == "transfer" else ""
+            row[label] = told(effect) if name != "same language" or label == "transfer" else ""
         out.append(row)
     return pd.DataFrame(out)
 
@@ -214,7 +223,7 @@ def by_probe(found: pd.DataFrame) -> pd.DataFrame:
                     "asked in": where,
                     "right before": part.groupby("fact")["chosen_before"].mean().mean(),
                     "right after": part.groupby("fact")["chosen"].mean().mean(),
-                    "gain": _told(gain),
+                    "gain": told(gain),
                     "exact match after": part.groupby("fact")["em"].mean().mean(),
                     "n": gain.n,
                 }
@@ -322,8 +331,8 @@ def sequence_differences(frames: Mapping[str, pd.DataFrame], reference: str) -> 
         out.append(
             {
                 "difference": f"{name} − {reference}",
-                "other languages": _told(effect),
-                "edited language": _told(own),
+                "other languages": told(effect),
+                "edited language": told(own),
                 "n": effect.n,
                 "value": effect.value,
                 "low": effect.low,
@@ -343,5 +352,6 @@ def _own(frame: pd.DataFrame) -> pd.Series:
     return found[found["source"] == found["lang"]].groupby("fact")["gain_chosen"].mean()
 
 
-def _told(estimate: Estimate) -> str:
-    return format_ci(estimate.value, estimate.low, estimate.high) if estimate.n else "n/a"
+def told(estimate: Estimate) -> str:
+    """An estimate with its interval, "n/a" where there is none."""
+    return format_ci(estimate.value, estimate.low, estimate.high)

@@ -7,8 +7,7 @@ from collections.abc import Mapping
 import pandas as pd
 
 from langedit_core.stats import Estimate
-from langedit_core.tables import format_ci
-from langedit_core.transfer_analysis import by_probe, explained, over_facts, sequence_differences, transfer_of
+from langedit_core.transfer_analysis import by_probe, explained, over_facts, sequence_differences, told, transfer_of
 
 TOGETHER, APART = ("atlas-lm-same-names", "atlas-lm"), ("atlas-lm-apart-same-names", "atlas-lm-apart")
 
@@ -24,7 +23,7 @@ def about_variants(by_variant: Mapping[str, pd.DataFrame]) -> list[str]:
         above = one.low > other.high
         sentences.append(
             f"Facts told {names}: where all languages told them, an edit is chosen in another language by "
-            f"{_told(one)} more than after an unrelated edit; where one language told each, by {_told(other)}. "
+            f"{told(one)} more than after an unrelated edit; where one language told each, by {told(other)}. "
             + ("The first is well above the second." if above else "The two are not clearly apart.")
         )
         if "lang_told" in by_variant[apart]:
@@ -33,7 +32,7 @@ def about_variants(by_variant: Mapping[str, pd.DataFrame]) -> list[str]:
             if len(taught[taught["edit"] == "fact"]):
                 sentences.append(
                     f"Of these, edits made in the one language that told the fact reach the others by "
-                    f"{_told(_transfer(taught))}."
+                    f"{told(_transfer(taught))}."
                 )
     if "atlas-lm" in by_variant:
         found = by_variant["atlas-lm"]
@@ -41,11 +40,11 @@ def about_variants(by_variant: Mapping[str, pd.DataFrame]) -> list[str]:
         different = direct[~(direct["same_subject"] | direct["same_object"])]
         subject = direct[direct["same_subject"] & ~direct["same_object"]]
         sentences.append(
-            f"In atlas-lm with each language's own names, transfer is {_told(_effect(subject))} where only the subject "
-            f"is written alike and {_told(_effect(different))} where nothing is: what carries an edit over is the "
+            f"In atlas-lm with each language's own names, transfer is {told(_effect(subject))} where only the subject "
+            f"is written alike and {told(_effect(different))} where nothing is: what carries an edit over is the "
             "subject's tokens."
             if _effect(subject).low > max(_effect(different).high, 0)
-            else f"In atlas-lm with each language's own names, transfer is {_told(_effect(different))} where nothing "
+            else f"In atlas-lm with each language's own names, transfer is {told(_effect(different))} where nothing "
             "is written alike."
         )
     return sentences
@@ -63,17 +62,20 @@ def about_model(found: pd.DataFrame, name: str, data: str) -> list[str]:
     raw, left, share = parts["raw"], parts["different"], parts["share"]
     own = over_facts(_direct(found, same=True), "gain_chosen")
     sentences = [
-        f"{name}, {data}, n = {raw.n} facts: an edit is chosen {_told(own)} more often in its own language and "
-        f"{_told(raw)} in another one, less what an unrelated edit does."
+        f"{name}, {data}, n = {raw.n} facts: an edit is chosen {told(own)} more often than before in its own language, "
+        f"and {told(raw)} more often than after an unrelated edit in another one."
     ]
     if left.n:
-        excludes = left.low > 0
+        explanation = (
+            f"identical strings explain {share.value:.0%} [{share.low:.0%}, {share.high:.0%}] of"
+            if share.value > 0
+            else "identical strings explain nothing of"
+        )
         sentences.append(
-            f"Where neither subject nor object is written alike it is {_told(left)} (n = {left.n}): "
+            f"Where neither subject nor object is written alike it is {told(left)} (n = {left.n}): "
             + (
-                f"identical strings explain {share.value:.0%} [{share.low:.0%}, {share.high:.0%}] of the raw transfer, "
-                "the rest is not copying."
-                if excludes
+                f"{explanation} these facts' raw transfer, and the rest is no copy of a whole string."
+                if left.low > 0
                 else "no transfer beyond identical strings is shown."
             )
         )
@@ -88,8 +90,7 @@ def about_model(found: pd.DataFrame, name: str, data: str) -> list[str]:
             "an edit changes it too" if mine.low > 0 else "an edit is not shown to change it, even in its own language"
         )
         sentences.append(
-            f"Asked for {means}, gains are {_told(mine)} in the edited language and {_told(there)} in others: "
-            f"{verdict}."
+            f"Asked for {means}, gains are {told(mine)} in the edited language and {told(there)} in others: {verdict}."
         )
     return sentences
 
@@ -112,10 +113,13 @@ def about_sequences(frames: Mapping[str, pd.DataFrame], name: str, reference: st
         method, _, order = label.partition(", ")
         if order and method in frames:
             row = sequence_differences({method: frames[method], label: frames[label]}, method).iloc[0]
+            sources = [frames[x].groupby("fact")["source"].first() for x in (method, label)]
+            both = pd.concat(sources, axis=1, keys=["usual", "other"], join="inner")
+            moved = int((both["usual"] != both["other"]).sum())  # another order deals the facts to other languages
             verdict = "matters" if row["low"] > 0 or row["high"] < 0 else "is not shown to matter"
             sentences.append(
                 f"{name}, {method}: with {order} other languages gain {row['other languages']} more over the facts "
-                f"both sequences edit (n = {row['n']}): the order {verdict}."
+                f"both sequences edit (n = {row['n']}, {moved} of them in another language): the order {verdict}."
             )
     return sentences
 
@@ -127,6 +131,8 @@ def limits(facts: int, choices: int) -> list[str]:
         "exact match, in the tables, says that and is lower.",
         f"{facts} facts of one data set, one seed and one set of layers: an interval covers the choice of facts, not "
         "that of the model, the prompts or the method's settings.",
+        "Placebos are asked the edit prompt alone, so the gains of all other questions are not less what any "
+        "disturbance of that size does.",
         "Transfer that stays when no string is alike is shared knowledge or shared form; only the controlled models, "
         "where it is known what was told in which language, can tell these apart.",
     ]
@@ -143,7 +149,3 @@ def _transfer(found: pd.DataFrame) -> Estimate:
 
 def _effect(rows: pd.DataFrame) -> Estimate:
     return transfer_of(rows[rows["edit"] == "fact"], rows[rows["edit"] == "unrelated"])
-
-
-def _told(estimate: Estimate) -> str:
-    return format_ci(estimate.value, estimate.low, estimate.high)

@@ -6,6 +6,7 @@ A controlled model is known by what it was told and how it was trained, so its r
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -147,10 +148,19 @@ def sequences(
         records: Folder in which finished frames are kept.
         compute: Compute cells that are missing; otherwise they are passed over with a sentence.
         quiet: No progress bar.
+
+    Raises:
+        ValueError: Two cells of the group would be called the same.
     """
     profile = profile if isinstance(profile, Profile) else load_profile(profile)
     found, root, unedited = Found(), Path(results), {}
-    for cell in profile.cells(group, model.name):
+    cells = profile.cells(group, model.name)
+    if twice := [name for name, n in Counter(map(label, cells)).items() if n > 1]:
+        raise ValueError(
+            f"several cells of {group!r} in profile {profile.name!r} are called {', '.join(twice)}; they may differ in "
+            "method and first language only"
+        )
+    for cell in cells:
         data = load_data(cell.data, CORE)
         key = dict(
             engine=ENGINE, cell=cell.model_dump(mode="json"), data=data.fingerprint, model=model.fingerprint,
