@@ -17,6 +17,7 @@ LOOKS: dict[str, tuple[str, str]] = {  # colour, marker
     "different": (VERMILION, "^"),
     "unrelated": (GREY, "v"),
     "random": (GREEN, "x"),
+    "spared": (GREY, "v"),
 }
 
 

@@ -189,6 +189,24 @@ def paired_difference(a: pd.Series, b: pd.Series, seed: int = 0) -> Estimate:
     return paired(a, b, seed).difference
 
 
+def unpaired_difference(a: Iterable[float], b: Iterable[float], seed: int = 0) -> Estimate:
+    """Mean of a − mean of b, one value per fact, with a bootstrap interval that resamples both; n is that of `a`.
+
+    Raises:
+        ValueError: No value, or NaN among them.
+    """
+    a, b = (np.fromiter(values, dtype=float) for values in (a, b))
+    if not (a.size and b.size and np.isfinite(a).all() and np.isfinite(b).all()):
+        raise ValueError(f"a difference needs finite values, one per fact; got {a!r} and {b!r}")
+    difference = float(a.mean() - b.mean())
+    if min(len(a), len(b)) < 2:
+        return Estimate(difference, len(a), float("nan"), float("nan"))
+    random = np.random.default_rng(seed)
+    means = [x[random.integers(len(x), size=(RESAMPLES, len(x)))].mean(axis=1) for x in (a, b)]
+    low, high = np.quantile(means[0] - means[1], [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
+    return Estimate(difference, len(a), float(low), float(high))
+
+
 def holm(pvalues: Iterable[float]) -> np.ndarray:
     """Holm's adjusted p-values, in the order given: reject what is below α and at most α of the families err.
 

@@ -270,7 +270,10 @@ def sequence_transfer(
     result: CellResult, model: EditableModel, data: FactSet, root: Path, *, per_language: int | None = None,
     unedited: dict[tuple[Asked, ...], list[tuple[float, float, float]]] | None = None,
 ) -> pd.DataFrame:  # fmt: skip
-    """After a whole sequence of batches: what is answered about every edited fact in all languages.
+    """After a whole sequence of batches: what is answered in all languages about edited facts, and about others.
+
+    A long sequence wears a model down, and then it prefers a new object to the old one by chance, whatever was edited.
+    So as many facts that no batch edited are asked in the same way: what they gain is not transfer.
 
     Args:
         result: A finished cell.
@@ -281,7 +284,8 @@ def sequence_transfer(
         unedited: Answers of the unedited model by what was asked, read and added to: cells of one design share them.
 
     Returns:
-        Columns `SEQUENCE_COLUMNS`: source is the language a fact was edited in, when is "before" or "after". Facts that
+        Columns `SEQUENCE_COLUMNS`: source is the language a fact was edited in, empty for one that was not edited
+        (same_subject and same_object then say nothing), when is "before" or "after". Facts that
         several languages edited (parallel cells) are left out, and so are languages that a fact is not there in.
 
     Raises:
@@ -298,6 +302,8 @@ def sequence_transfer(
         if len(langs) == 1:
             by_source.setdefault(langs[0], []).append(fact)
     pairs = [(fact, lang) for lang, facts in by_source.items() for fact in facts[:per_language]]
+    spared = [i for i in data.facts if data.splits[i] == cell.split and i not in sources.index]
+    pairs += [(fact, "") for fact in sorted(spared, key=digest)[: len(pairs)]]
     question = Questioner(data, choices=2)
     asked = [
         q
@@ -311,7 +317,7 @@ def sequence_transfer(
     def rows(when: str, answers: list[tuple[float, float, float]]) -> list[dict]:
         return [
             dict(fact=q.fact, source=source[q.fact], lang=q.lang, when=when, chosen=chosen, em=em, margin=margin,
-                 **_identical(data.facts[q.fact][q.lang], data.facts[q.fact][source[q.fact]]))
+                 **_identical(data.facts[q.fact][q.lang], data.facts[q.fact][source[q.fact] or q.lang]))
             for q, (chosen, em, margin) in zip(asked, answers, strict=True)
         ]  # fmt: skip
 

@@ -12,7 +12,7 @@ from collections.abc import Mapping
 import numpy as np
 import pandas as pd
 
-from langedit_core.stats import LEVEL, RESAMPLES, Estimate, interval, paired_difference
+from langedit_core.stats import LEVEL, RESAMPLES, Estimate, interval, paired_difference, unpaired_difference
 from langedit_core.tables import format_ci
 
 VALUES: dict[str, str] = {
@@ -269,6 +269,7 @@ COLUMNS: dict[str, str] = {
     "different": "no identical string",
     "unrelated": "unrelated edit",
     "random": "random value",
+    "spared": "facts not edited",
 }
 
 
@@ -289,18 +290,20 @@ def sequences_table(frames: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
         frames: Label → the frame of `transfer.sequence_transfer`.
 
     Returns:
-        model (the label), facts, and (value, low, high) of own, transfer, different, subject: gains of chosen.
+        model (the label), facts, and (value, low, high) of own, transfer, different, subject: gains of chosen, less
+        those of facts that were not edited, in the same languages; and these, as spared.
     """
     out = []
     for name, frame in frames.items():
-        found = sequence_gains(frame)
+        found, spared = sequence_gains(frame)
         other = found[found["source"] != found["lang"]]
         identical = other["same_subject"] | other["same_object"]
         estimates = dict(
-            own=over_facts(found[found["source"] == found["lang"]], "gain_chosen"),
-            transfer=over_facts(other, "gain_chosen"),
-            subject=over_facts(other[other["same_subject"] & ~other["same_object"]], "gain_chosen"),
-            different=over_facts(other[~identical], "gain_chosen"),
+            own=_less(found[found["source"] == found["lang"]], spared),
+            transfer=_less(other, spared),
+            subject=_less(other[other["same_subject"] & ~other["same_object"]], spared),
+            different=_less(other[~identical], spared),
+            spared=over_facts(spared, "gain_chosen"),
         )
         row: dict[str, object] = dict(model=name, facts=found["fact"].nunique())
         for label, estimate in estimates.items():
@@ -309,47 +312,69 @@ def sequences_table(frames: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
     return pd.DataFrame(out)
 
 
-def sequence_gains(frame: pd.DataFrame) -> pd.DataFrame:
-    """Answers after a sequence less those before it, per fact and language."""
+def sequence_gains(frame: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Answers after a sequence less those before, per fact and language: of edited facts, and of others."""
     keys = ["fact", "source", "lang", "same_subject", "same_object"]
     frame = frame.astype(dict.fromkeys(VALUES, float))
     after = frame[frame["when"] == "after"].set_index(keys)[list(VALUES)]
     before = frame[frame["when"] == "before"].set_index(keys)[list(VALUES)]
-    return (after - before).add_prefix("gain_").reset_index()
+    found = (after - before).add_prefix("gain_").reset_index()
+    return found[found["source"] != ""], found[found["source"] == ""]
 
 
 def sequence_differences(frames: Mapping[str, pd.DataFrame], reference: str) -> pd.DataFrame:
-    """Transfer under other methods less that under `reference`, paired over facts, into other languages only."""
+    """Methods less `reference` on the facts both edited, in other languages and in the edited one.
+
+    What the two do to facts that neither edited is taken off: a method that leaves a model worn down would otherwise
+    seem to transfer more.
+    """
+    base = dict(zip(("edited", "spared"), sequence_gains(frames[reference]), strict=True))
     out = []
-    base = _elsewhere(frames[reference])
     for name, frame in frames.items():
         if name == reference:
             continue
-        other = _elsewhere(frame)
-        own = paired_difference(_own(frame), _own(frames[reference]))
-        effect = paired_difference(other, base)
+        edited, spared = sequence_gains(frame)
+        effects = {
+            where: _difference(edited, base["edited"], spared, base["spared"], own=own)
+            for where, own in (("other languages", False), ("edited language", True))
+        }
+        effect = effects["other languages"]
         out.append(
-            {
-                "difference": f"{name} − {reference}",
-                "other languages": told(effect),
-                "edited language": told(own),
-                "n": effect.n,
-                "value": effect.value,
-                "low": effect.low,
-                "high": effect.high,
-            }
+            {"difference": f"{name} − {reference}"}
+            | {where: told(estimate) for where, estimate in effects.items()}
+            | {"n": effect.n, "value": effect.value, "low": effect.low, "high": effect.high}
         )
     return pd.DataFrame(out)
 
 
-def _elsewhere(frame: pd.DataFrame) -> pd.Series:
-    found = sequence_gains(frame)
-    return found[found["source"] != found["lang"]].groupby("fact")["gain_chosen"].mean()
+def _less(rows: pd.DataFrame, spared: pd.DataFrame) -> Estimate:
+    """Gain of edited facts less that of facts not edited, asked in the same mix of languages."""
+    if rows.empty or spared.empty:
+        return over_facts(rows, "gain_chosen")
+    return unpaired_difference(rows.groupby("fact")["gain_chosen"].mean(), _mixed(spared, rows["lang"]))
 
 
-def _own(frame: pd.DataFrame) -> pd.Series:
-    found = sequence_gains(frame)
-    return found[found["source"] == found["lang"]].groupby("fact")["gain_chosen"].mean()
+def _mixed(spared: pd.DataFrame, langs: pd.Series) -> pd.Series:
+    """Per fact its mean gain, languages weighted as they occur in `langs`."""
+    wide = spared.pivot_table(index="fact", columns="lang", values="gain_chosen").dropna()
+    weights = langs.value_counts(normalize=True)
+    return wide.reindex(columns=weights.index).mul(weights).sum(axis=1)
+
+
+def _difference(
+    a: pd.DataFrame, b: pd.DataFrame, spared_a: pd.DataFrame, spared_b: pd.DataFrame, *, own: bool
+) -> Estimate:
+    """a − b over the facts of both, less the same over facts that neither edited."""
+    chosen = [rows[(rows["source"] == rows["lang"]) == own] for rows in (a, b)]
+    means = [rows.groupby("fact")["gain_chosen"].mean() for rows in chosen]
+    neither = set(spared_a["fact"]) & set(spared_b["fact"])
+    if not neither:
+        return paired_difference(*means)
+    changed = (means[0] - means[1]).dropna()
+    if changed.empty:
+        raise ValueError("the two sequences have no edited fact in common")
+    mixes = [_mixed(rows[rows["fact"].isin(neither)], chosen[0]["lang"]) for rows in (spared_a, spared_b)]
+    return unpaired_difference(changed, mixes[0] - mixes[1])
 
 
 def told(estimate: Estimate) -> str:

@@ -106,8 +106,9 @@ def about_sequences(frames: Mapping[str, pd.DataFrame], name: str, reference: st
             continue
         verdict = "less" if row["high"] < 0 else "more" if row["low"] > 0 else "no difference shown"
         sentences.append(
-            f"{name}, after the whole sequence, {row['difference']} (n = {row['n']} facts): other languages "
-            f"{row['other languages']} ({verdict}), the edited language {row['edited language']}."
+            f"{name}, after the whole sequence, beyond what facts not edited gain, {row['difference']} "
+            f"(n = {row['n']} facts): other languages {row['other languages']} ({verdict}), the edited language "
+            f"{row['edited language']}."
         )
     for label in frames:
         method, _, order = label.partition(", ")

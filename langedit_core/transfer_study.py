@@ -164,7 +164,7 @@ def sequences(
         data = load_data(cell.data, CORE)
         key = dict(
             engine=ENGINE, cell=cell.model_dump(mode="json"), data=data.fingerprint, model=model.fingerprint,
-            per_language=per_language,
+            per_language=per_language, spared=True,
         )  # fmt: skip
 
         def made(cell: Cell = cell, data: FactSet = data) -> dict:

@@ -17,6 +17,7 @@ from langedit_core.stats import (
     paired,
     paired_difference,
     summarise,
+    unpaired_difference,
 )
 
 
@@ -441,3 +442,15 @@ def test_one_method_alone_is_the_best():
     assert best_cells(probes({"memit": 0.3}, metrics=("efficacy_tf",))) == {
         ("m", "atlas", "memit", "final", "efficacy_tf")
     }
+
+
+def test_a_difference_of_two_samples_has_the_interval_of_normal_theory():
+    random = np.random.default_rng(0)
+    a, b = random.normal(1.0, 1.0, 400), random.normal(0.5, 2.0, 100)
+    found = unpaired_difference(a, b)
+    assert found.value == pytest.approx(a.mean() - b.mean()) and found.n == 400
+    half = 1.96 * np.sqrt(a.var(ddof=1) / 400 + b.var(ddof=1) / 100)
+    assert (found.high - found.low) / 2 == pytest.approx(half, rel=0.1)
+    with pytest.raises(ValueError, match="finite values"):
+        unpaired_difference([1.0, float("nan")], [1.0])
+    assert np.isnan(unpaired_difference([1.0], [0.5, 0.7]).low)

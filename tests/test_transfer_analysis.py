@@ -312,7 +312,7 @@ def test_models_stand_beside_one_another():
     assert table.loc["alone", ["own", "transfer", "different"]].tolist() == [1, 0, 0]
     assert math.isnan(table.loc["alone", "subject"])
     told = analysis.readable(table.reset_index()).set_index("model")
-    assert list(told) == ["facts", *analysis.COLUMNS.values()]
+    assert list(told) == ["facts", *(text for c, text in analysis.COLUMNS.items() if c != "spared")]
     assert told.loc["alone", "same subject, other object"] == "n/a"
     assert told.loc["shared", "edited language"] == "0.90 [0.90, 0.90]"
 
@@ -330,12 +330,31 @@ def test_sequences_have_a_row_each_less_what_was_said_before():
     assert table.loc["alphaedit", ["own", "transfer", "different"]].tolist() == [0, 0, 0]
     assert math.isnan(table.loc["alphaedit", "subject"])
     told = analysis.readable(table.reset_index())
-    assert list(told) == ["model", "facts"] + [analysis.COLUMNS[c] for c in ("own", "transfer", "subject", "different")]
+    assert list(told) == ["model", "facts"] + [
+        analysis.COLUMNS[c] for c in ("own", "transfer", "subject", "different", "spared")
+    ]
+
+
+def test_what_facts_that_were_not_edited_gain_is_taken_off():
+    """A worn-down model prefers the new object of any fact: 0.3 here, 0.4 in Chinese, and so much is no transfer."""
+    worn = lambda _, __, lang: 0.4 if lang == "zh" else 0.3  # noqa: E731
+    spared = sequence(worn, sources={f"spared/{i}": "en" for i in range(5)}).assign(source="")
+    edited = sequence(lambda _, source, lang: 0.9 if source == lang else worn(_, source, lang), sources=SOURCES)
+    frames = {"langedit": pd.concat([edited, spared], ignore_index=True)}
+    row = analysis.sequences_table(frames).iloc[0]
+    assert row["transfer"] == pytest.approx(0) and row["facts"] == len(SOURCES)
+    in_zh = sum(lang == "zh" for lang in SOURCES.values()) / len(SOURCES)
+    assert row["own"] == pytest.approx(0.9 - 0.3 - 0.1 * in_zh)
+    langs = edited["lang"].nunique()
+    assert row["spared"] == pytest.approx(0.3 + 0.1 / langs)
+    healthy = pd.concat([sequence(nothing, sources=SOURCES), spared.assign(chosen=0.0)], ignore_index=True)
+    (difference,) = analysis.sequence_differences(frames | {"evoedit": healthy}, "evoedit").to_dict("records")
+    assert difference["value"] == pytest.approx(0) and difference["n"] == len(SOURCES)
 
 
 def test_gains_of_a_sequence_pair_every_answer_with_itself():
     answers = sequence(lambda *of: int(digest(*of)[:4], 16) / 2**17, sources=SOURCES).sample(frac=1, random_state=0)
-    table = analysis.sequence_gains(answers).set_index(["fact", "lang"])
+    table = analysis.sequence_gains(answers)[0].set_index(["fact", "lang"])
     values = answers.set_index(["fact", "lang", "when"])["chosen"].unstack()
     expected = (values["after"] - values["before"]).reindex(table.index)
     np.testing.assert_allclose(table["gain_chosen"], expected)
