@@ -143,11 +143,20 @@ def states(cells: Sequence[Cell], root: Path, records: Path | None = None) -> pd
         rows.append(
             dict(
                 cell=cell.slug, method=cell.method, data=cell.data, seed=cell.seed, state=state, batches=batches,
-                of=cell.batches, idle=now - max(path.stat().st_mtime for path in files) if files else math.nan,
+                of=cell.batches, idle=now - _last_change(files),
                 error="" if whole else job.get("error", ""),
             )
         )  # fmt: skip
     return pd.DataFrame(rows)
+
+
+def _last_change(files: Sequence[Path]) -> float:
+    """The latest time of change, NaN for none; a file that a job renamed since it was listed is passed over."""
+    times = []
+    for path in files:
+        with contextlib.suppress(FileNotFoundError):
+            times.append(path.stat().st_mtime)
+    return max(times, default=math.nan)
 
 
 def table(found: pd.DataFrame) -> str:

@@ -18,6 +18,7 @@ from langedit_core.editors import METHODS, EditSettings, Update, settings_for
 from langedit_core.finetune import FineTuneSettings
 from langedit_core.keys import KeyReader
 from langedit_core.nullspace import Threshold
+from langedit_core.profiles import hyperparameters
 from langedit_core.quickstart import prepare_editor
 from langedit_core.study import Cell, load_result, run_cells
 from langedit_core.values import ValueSettings
@@ -357,7 +358,7 @@ def test_every_method_works_from_its_name_to_a_finished_cell(method, family, wor
     model = build_model(family)
     options = dict(layers=toy.layers_of(method), values=ValueSettings(steps=2))
     editor = prepare_editor(model, method, langs=("en", "de"), corpus=conftest.SENTENCES, prefixes=1, **options)
-    assert editor.settings == settings_for(method, **options)
+    assert editor.settings == hyperparameters(model.name, method, **options)
     seen: list[int] = []
     report, updates = editor.edit(toy.facts("en", range(2)), progress=seen.append)
     editor.finish()

@@ -2,6 +2,7 @@
 
 import contextlib
 import hashlib
+import math
 import os
 import signal
 import subprocess
@@ -198,6 +199,13 @@ class Disturbing:
 def _undisturbed(cells, tmp_path):
     run_cells(cells, load_model(cells[0].model, device="cpu"), tmp_path / "inline", quiet=True)
     return digest(cells, tmp_path / "inline")
+
+
+def test_a_file_that_is_renamed_while_it_is_listed_does_not_stop_the_table(tmp_path):
+    there = tmp_path / "batch-000.json"
+    there.write_text("{}")
+    assert grid._last_change([there, tmp_path / ".batch-001.json.7.partial"]) == there.stat().st_mtime
+    assert math.isnan(grid._last_change([]))
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # submitit leaves processes

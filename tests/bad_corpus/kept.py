@@ -423,10 +423,10 @@ CASES += [
 
 def _capacity(damage: Callable[[Path], object]):
     def act(world: World) -> object:
-        made = capacity_study.kept(world.folder, "x", {}, lambda: [1])
+        made = capacity_study.remembered(world.folder, "x", {}, lambda: [1])
         (path,) = (world.folder / "capacity").iterdir()
         damage(path)
-        return capacity_study.kept(world.folder, "x", {}, lambda: [1]) == made
+        return capacity_study.remembered(world.folder, "x", {}, lambda: [1]) == made
 
     return act
 
