@@ -299,6 +299,7 @@ def edit(
     from langedit_core.models import load_model
     from langedit_core.patches import check_recordable
     from langedit_core.quickstart import prepare_editor
+    from langedit_core.storage import write_text
 
     if patch_only and (save_model or peft):
         raise typer.BadParameter("--patch-only leaves out what --save-model and --peft ask for")
@@ -335,8 +336,7 @@ def edit(
         say(f"left out {name}: {reason}")
     table = edited.table()
     typer.echo(table.to_string(index=False, float_format="{:.3f}".format))
-    output_path.mkdir(parents=True, exist_ok=True)
-    table.to_csv(output_path / "report.csv", index=False)
+    write_text(output_path / "report.csv", table.to_csv(index=False, lineterminator="\n"))
     if edited.patch is not None:
         say(f"patch of {len(edited.patch)} batches, {len(edited.patch.facts)} facts: {patch_path}")
     if peft:

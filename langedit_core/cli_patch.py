@@ -16,7 +16,7 @@ patch_app = typer.Typer(
 )  # fmt: skip
 
 FileArgument = Annotated[Path, typer.Argument(metavar="FILE", help="a patch written by `langedit edit`")]
-DeviceOption = Annotated[str | None, typer.Option("--device", help="auto, cpu, cuda:0")]
+DeviceOption = Annotated[str | None, typer.Option("--device", help="auto, cpu, cuda:0; balanced: over all GPUs")]
 BaseOption = Annotated[
     str | None,
     typer.Option("--model", "--model_name_or_path", help="the unedited model; the one named in the patch otherwise"),

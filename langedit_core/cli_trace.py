@@ -190,8 +190,10 @@ def _table(frame: pd.DataFrame) -> str:
 
 
 def _write(frame: pd.DataFrame, folder: Path, name: str) -> None:
-    folder.mkdir(parents=True, exist_ok=True)
-    frame.to_csv(folder / f"{name}.csv", index=False, float_format="%.6g", lineterminator="\n")
+    from langedit_core.storage import write_text
+    from langedit_core.tables import csv_table
+
+    write_text(folder / f"{name}.csv", csv_table(frame))
 
 
 def _draw(frame: pd.DataFrame, folder: Path, title: str) -> None:

@@ -107,7 +107,7 @@ def collect_covariance(
         progress: Called with (texts done, texts in all).
     """
     model.check_layers(layers)
-    found = {layer: KeyCovariance.empty(model.d_ff, model.device) for layer in layers}
+    found = {layer: KeyCovariance.empty(model.d_ff, model.weight(layer).device) for layer in layers}
     rows = sorted((encode(model.tokenizer, text)[:max_tokens] for text in texts), key=len)
     rows = [ids for ids in rows if ids]
     done = 0
@@ -119,7 +119,7 @@ def collect_covariance(
         batch, seen = align(chunk, model.pad_id, model.device), {}
         run_until(model, batch, layers[-1] + 1, *(tap_input(model.write_port(i), seen, i) for i in layers))
         for layer in layers:
-            found[layer].update(seen[layer][batch.mask].T)
+            found[layer].update(seen[layer][batch.mask.to(seen[layer].device)].T)
         done += size
         if progress:
             progress(done, len(rows))
@@ -146,7 +146,7 @@ def cached_covariance(
     for layer, path in paths.items():
         try:
             tensors, metadata = load_tensors(path)
-            found[layer] = _covariance(tensors, metadata, model)
+            found[layer] = _covariance(tensors, metadata, model, layer)
         except FileNotFoundError:
             continue
         except (CorruptFile, KeyError, TypeError, ValueError) as error:
@@ -160,7 +160,9 @@ def cached_covariance(
     return {layer: found[layer] for layer in layers}
 
 
-def _covariance(tensors: dict[str, torch.Tensor], metadata: dict[str, str], model: EditableModel) -> KeyCovariance:
+def _covariance(
+    tensors: dict[str, torch.Tensor], metadata: dict[str, str], model: EditableModel, layer: int
+) -> KeyCovariance:
     gram, count = tensors["gram"], int(metadata["count"])
     if gram.shape != (model.d_ff, model.d_ff) or gram.dtype != torch.float64 or count < 1:
         raise ValueError(
@@ -169,4 +171,4 @@ def _covariance(tensors: dict[str, torch.Tensor], metadata: dict[str, str], mode
         )
     if not torch.isfinite(gram).all():
         raise ValueError("it holds NaN or infinity")
-    return KeyCovariance(gram=gram.to(model.device), count=count)
+    return KeyCovariance(gram=gram.to(model.weight(layer).device), count=count)

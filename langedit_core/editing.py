@@ -132,7 +132,7 @@ def _resumed(path: Path, new: Patch, editor: Editor, facts: Sequence[Fact]) -> P
             f"{path} holds other facts than the first {len(stored.facts)} given; only add new ones behind"
         )
     for t, record in enumerate(stored.header.batches):
-        editor.apply(stored.updates(t, editor.model.device))
+        editor.apply(stored.updates(t))
         if stored.position(editor.model) != t + 1:
             raise RefusedInput(
                 f"{path}: batch {t + 1} gives other weights here than where it was made (another processor or thread "

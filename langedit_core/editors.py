@@ -196,6 +196,10 @@ class Update:
     def joined(cls, parts: Sequence[Update]) -> Update:
         return cls(**{name: torch.cat([getattr(p, name) for p in parts], dim=1) for name in ("left", "right", "keys")})
 
+    def to(self, device: torch.device) -> Update:
+        """The same change on another device."""
+        return Update(**{name: tensor.to(device) for name, tensor in self.tensors().items()})
+
     def tensors(self) -> dict[str, Tensor]:
         """What has to be stored: `Update(**tensors)` is this update again."""
         return {name: tensor for name, tensor in vars(self).items() if tensor is not None}
@@ -405,6 +409,7 @@ class Editor:
     def apply(self, updates: Mapping[int, Update]) -> None:
         """Repeat a stored batch: same weights, same state, to the bit."""
         self._refuse_after_the_end()
+        updates = {layer: update.to(self.model.weight(layer).device) for layer, update in updates.items()}
         self._write(updates)
         self._remember(updates)
 

@@ -17,6 +17,7 @@ from pathlib import Path
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig
 
+from langedit_core.devices import SPREADS, usable_device
 from langedit_core.drift import neutral_texts
 from langedit_core.editors import EditSettings
 from langedit_core.metrics import questions
@@ -410,9 +411,9 @@ class Rate:
 
     @classmethod
     def measured(cls, device: str) -> Rate:
-        """The best of a few products on `device`; below a second."""
-        if device == "auto":
-            device = "cuda:0" if torch.cuda.is_available() else "cpu"
+        """The best of a few products on `device`, or the first of several, which take turns; below a second."""
+        if device in ("auto", *SPREADS):
+            device = usable_device("auto")
         single, double = (_product_rate(device, dtype) for dtype in (torch.float32, torch.float64))
         told = f"{single / 1e12:.3g} and {double / 1e12:.3g} TFLOP/s in float32 and float64, measured on {device}"
         return cls(single=single, double=double, source=told)

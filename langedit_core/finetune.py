@@ -196,7 +196,7 @@ class _Chunk:
         hidden = self.replay.entry
         for layer in range(self.first, self.model.n_layers):
             hidden = self.replay(layer, hidden)
-        logits = self.model.logits(hidden[self.row, self.column]).float()
+        logits = self.model.logits(hidden.to(self.row.device)[self.row, self.column]).float()
         each = (logits.logsumexp(1) - logits.gather(1, self.token[:, None]).squeeze(1)) * self.weight
         return torch.zeros(self.rows, device=each.device).index_add(0, self.row, each)
 

@@ -32,7 +32,8 @@ class PrefixCache(DynamicCache):
     def update(self, key_states: Tensor, value_states: Tensor, layer_idx: int, *_, **__) -> tuple[Tensor, Tensor]:
         keys, values = self._keys[layer_idx], self._values[layer_idx]
         if self.rows is not None:
-            keys, values = keys[self.rows], values[self.rows]
+            rows = self.rows.to(keys.device)
+            keys, values = keys[rows], values[rows]
         return torch.cat([keys, key_states], dim=-2), torch.cat([values, value_states], dim=-2)
 
     def get_seq_length(self, layer_idx: int = 0) -> int:
@@ -100,7 +101,7 @@ class Replay:
 def _take(item, rows: Tensor, batch: int):
     """Select rows of every batched tensor in nested arguments; 1-D tensors are positions, never batches."""
     if isinstance(item, Tensor):
-        return item[rows] if item.ndim >= 2 and item.shape[0] == batch else item
+        return item[rows.to(item.device)] if item.ndim >= 2 and item.shape[0] == batch else item
     if isinstance(item, tuple | list):
         return type(item)(_take(x, rows, batch) for x in item)
     if isinstance(item, Mapping):
@@ -136,8 +137,10 @@ class SuffixForward:
             position_ids=batch.positions[:, :split], past_key_values=prefix, use_cache=True,
         )  # fmt: skip
         seen = batch.mask[:, None, :split, None]
-        kept = [(c.keys.masked_fill(~seen, 0), c.values.masked_fill(~seen, 0)) for c in prefix.layers]
-        self.cache = PrefixCache([k for k, _ in kept], [v for _, v in kept])
+        self.cache = PrefixCache(
+            [c.keys.masked_fill(~seen.to(c.keys.device), 0) for c in prefix.layers],
+            [c.values.masked_fill(~seen.to(c.values.device), 0) for c in prefix.layers],
+        )
 
         self.replay = Replay(model, batch.rows, layer, model.n_layers)
         above = range(layer, model.n_layers)
@@ -159,9 +162,9 @@ class SuffixForward:
             )  # fmt: skip
         self.replay.entry = None
         self.block: Float[Tensor, "b c d"] = blocks[layer].clone()
-        self.clean: Float[Tensor, "b c d"] = blocks[model.n_layers - 1].clone()
+        self.clean: Float[Tensor, "b c d"] = blocks[model.n_layers - 1].to(model.device, copy=True)
         self.outputs: dict[int, Float[Tensor, "b d"]] = {
-            i: out[:, 0].clone() for i, out in (ports if site == "write" else blocks).items()
+            i: out[:, 0].to(model.device, copy=True) for i, out in (ports if site == "write" else blocks).items()
         }
         self.port: Float[Tensor, "b d"] = ports[layer][:, 0].clone()
 
@@ -175,9 +178,10 @@ class SuffixForward:
             rows: Run these rows of the batch only.
         """
         deltas = dict(deltas or {})
-        take = slice(None) if rows is None else rows
+        take = slice(None) if rows is None else rows.to(self.block.device)
         hidden, port = self.block[take], self.port[take]
         if (delta := deltas.pop(self.layer, None)) is not None:
+            delta = delta.to(port.device)
             if self.site == "residual":
                 first = hidden[:, 0] + delta
             else:
@@ -188,12 +192,12 @@ class SuffixForward:
         with hooked(*(self._adding(layer, delta) for layer, delta in deltas.items())):
             for layer in range(self.layer + 1, self.model.n_layers):
                 hidden = self.replay(layer, hidden, rows)
-        return hidden
+        return hidden.to(self.model.device)
 
     def _adding(self, layer: int, delta: Tensor):
         def add(_module, _args, out):
             hidden = hidden_of(out)
-            hidden = torch.cat([hidden[:, :1] + delta[:, None], hidden[:, 1:]], dim=1)
+            hidden = torch.cat([hidden[:, :1] + delta[:, None].to(hidden.device), hidden[:, 1:]], dim=1)
             return (hidden, *out[1:]) if isinstance(out, tuple) else hidden
 
         where = self.model.write_port(layer) if self.site == "write" else self.model.layers[layer]

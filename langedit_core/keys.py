@@ -66,12 +66,12 @@ class KeyReader:
 
     @torch.no_grad()
     def residual_stream(self) -> Float[Tensor, "d_model n"]:
-        """Output of the last layer in `layers` at the bare prompts, on the model as it is now."""
+        """Output of the last layer in `layers` at the bare prompts, on the model as it is now and on its device."""
         hidden = self.hidden
         for layer in range(self.at, self.layers[-1] + 1):
             hidden = self.replay(layer, hidden)
         bare = torch.tensor([sum(self.counts[:i]) for i in range(len(self.counts))], device=hidden.device)
-        return hidden_of(hidden)[bare, -1].T.contiguous()
+        return hidden_of(hidden)[bare, -1].T.contiguous().to(self.model.device)
 
     def average(self, rows: Float[Tensor, "rows d"]) -> Float[Tensor, "d n"]:
         """Half the bare prompt, half the mean over its prefixes, for every fact."""

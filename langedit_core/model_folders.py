@@ -117,22 +117,3 @@ def check_loaded(hf: nn.Module, info: dict, layers: str, name: str) -> None:
         # The smallest and the largest number pass NaN and infinity on, and need no memory beside the weights.
         if tensor.numel() and not all(bool(torch.isfinite(x)) for x in torch.aminmax(tensor.detach())):
             raise ValueError(f"{key} of {name} holds NaN or infinity; download or save the model again")
-
-
-def usable_device(device: str) -> str:
-    """`device` as it is, the first GPU or the processor for `auto`.
-
-    Raises:
-        ValueError: Not a device, or not one of this machine.
-    """
-    if device == "auto":
-        return "cuda:0" if torch.cuda.is_available() else "cpu"
-    try:
-        kind = torch.device(device)
-    except RuntimeError as error:
-        raise ValueError(f"device {device!r} is unknown; expected auto, cpu, or a GPU such as cuda:0") from error
-    if kind.type == "cuda" and (kind.index or 0) >= torch.cuda.device_count():
-        raise ValueError(
-            f"device {device!r} is not there: PyTorch sees {torch.cuda.device_count()} GPUs; take auto or cpu"
-        )
-    return device

@@ -11,7 +11,8 @@ import dataclasses
 import functools
 import hashlib
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -19,8 +20,9 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from langedit_core.devices import settle, spread, usable_device
 from langedit_core.errors import RefusedInput, unknown
-from langedit_core.model_folders import check_config, check_folder, check_loaded, usable_device
+from langedit_core.model_folders import check_config, check_folder, check_loaded
 from langedit_core.packaged import EMBEDDED, PACKAGED, embedded, materialise
 
 
@@ -87,7 +89,8 @@ class EditableModel:
 
     @property
     def device(self) -> torch.device:
-        return next(self.hf.parameters()).device
+        """Where token ids go in; a model on several devices has its embeddings there (see `devices.py`)."""
+        return self.hf.get_input_embeddings().weight.device
 
     @property
     def n_layers(self) -> int:
@@ -180,13 +183,15 @@ class EditableModel:
         head = self.hf.get_output_embeddings()
         weight, bias = head.weight, getattr(head, "bias", None)
         if ids is not None:
+            ids = ids.to(weight.device)
             weight, bias = weight[ids], None if bias is None else bias[ids]
         cap = getattr(self.hf.config, "final_logit_softcapping", None)
 
         def logits(hidden: Float[Tensor, "*rows d_model"], *, normed: bool = False) -> Float[Tensor, "*rows v"]:
+            asked = hidden.device
             if not normed:
                 hidden = self.hf.get_submodule(self.architecture.final_norm)(hidden)
-            out = nn.functional.linear(hidden, weight, bias)
+            out = nn.functional.linear(hidden.to(weight.device), weight, bias).to(asked)
             return out if cap is None else torch.tanh(out / cap) * cap
 
         return logits
@@ -206,7 +211,7 @@ class EditableModel:
 def load_model(
     name: str | Path,
     *,
-    device: str = "auto",
+    device: str | Mapping[str, str | int] = "auto",
     dtype: torch.dtype = torch.float32,
     revision: str | None = None,
     attention: str | None = None,
@@ -215,7 +220,8 @@ def load_model(
 
     Args:
         name: Hub ID, directory with `config.json` and safetensors, or a name in `PACKAGED` or `EMBEDDED`.
-        device: `auto` takes the first GPU if there is one.
+        device: `auto` takes the first GPU if there is one; `balanced`, `balanced_low_0` and `sequential` spread a model
+            over all GPUs, as in Transformers, and a mapping of modules to devices says it exactly.
         dtype: float32 unless you know better: updates are small beside the weights.
         revision: Hub revision.
         attention: `eager` or `sdpa`; the architecture's own default otherwise.
@@ -223,7 +229,7 @@ def load_model(
     Raises:
         ValueError: Unknown architecture or device, files that are not whole or do not fit together, or neither a
             directory nor a well-formed name.
-        RefusedInput: The model wants remote code, is quantised, or ships pickled weights only.
+        RefusedInput: The model wants remote code, is quantised, ships pickled weights only, or does not fit in.
     """
     from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
@@ -248,17 +254,20 @@ def load_model(
     with _told_as_ours(f"the weights of {source} cannot be loaded, or do not fit its config.json", name):
         hf, info = AutoModelForCausalLM.from_pretrained(
             source, revision=revision, dtype=dtype, attn_implementation=attention, use_safetensors=True,
-            trust_remote_code=False, output_loading_info=True,
+            trust_remote_code=False, output_loading_info=True, **({"device_map": device} if spread(device) else {}),
         )  # fmt: skip
     check_loaded(hf, info, architecture.layers, source)
-    hf = hf.to(device)
+    if spread(device):
+        settle(hf)
+    else:
+        hf = hf.to(device)
     with _told_as_ours(f"the tokenizer of {source} cannot be read, expected tokenizer.json", name):
         tokenizer = AutoTokenizer.from_pretrained(source, revision=revision, trust_remote_code=False)
     provenance = dict(
         model=name,
         revision=revision,
         dtype=str(dtype).removeprefix("torch."),
-        device=device,
+        device=device if isinstance(device, str) else "by a map",
         attention=attention,
     )
     return EditableModel(hf=hf, tokenizer=tokenizer, architecture=architecture, name=name, provenance=provenance)
@@ -301,7 +310,7 @@ def architecture_of(model_type: str) -> Architecture:
 def inspect(model: EditableModel) -> str:
     """A plain-text sheet: layers, shapes, write port, and whether a norm follows it."""
     port = f"{model.architecture.layers}.<layer>.{model.architecture.write}"
-    norm = model.architecture.post_norm
+    norm, told = model.architecture.post_norm, model.provenance
     lines = [
         f"model        {model.name} ({model.hf.config.model_type}), fingerprint {model.fingerprint[:12]}",
         f"layers       {model.n_layers} (0 to {model.n_layers - 1}), residual width {model.d_model}",
@@ -309,6 +318,14 @@ def inspect(model: EditableModel) -> str:
         f"post-norm    {norm or 'none'}"
         + (": values are optimised before it, at the output of W" if norm else ": residual stream receives W k"),
         f"vocabulary   {model.hf.get_output_embeddings().weight.shape[0]}",
-        f"runs on      {model.device}, {model.provenance.get('dtype')}, attention {model.provenance.get('attention')}",
+        f"runs on      {_places(model)}, {told.get('dtype')}, attention {told.get('attention')}",
     ]
     return "\n".join(lines)
+
+
+def _places(model: EditableModel) -> str:
+    """Its device, or how many layers each of several devices has."""
+    layers = Counter(str(model.weight(layer).device) for layer in range(model.n_layers))
+    if len(layers) == 1:
+        return str(model.device)
+    return ", ".join(f"{device} ({n} layers)" for device, n in layers.items())

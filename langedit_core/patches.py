@@ -125,9 +125,9 @@ class Patch:
         header = self.header.model_copy(update=dict(batches=self.header.batches[:batches]))
         return Patch(header, self.factors[:batches], self.base, self._seen and self._seen[:batches])
 
-    def updates(self, batch: int, device: torch.device | str = "cpu") -> dict[int, Update]:
+    def updates(self, batch: int) -> dict[int, Update]:
         """A batch as `Editor.apply` takes it, to go on with the sequence."""
-        return {layer: one.to(device).update() for layer, one in self.factors[batch].items()}
+        return {layer: one.update() for layer, one in self.factors[batch].items()}
 
     def save(self, path: str | Path, *, with_base: bool = False) -> None:
         """Write one safetensors file, whole or not at all.

@@ -130,7 +130,7 @@ class PromptRuns:
         for layer in range(cells[0].entry, self.model.n_layers + 1):  # the last round only restores
             joining = sum(cell.entry == layer for cell in cells)
             below = self._entry if layer == 0 else self.outputs["hidden"][layer - 1]
-            hidden = torch.cat([hidden, below[1:, start:].repeat(joining, 1, 1)])
+            hidden = torch.cat([hidden.to(below.device), below[1:, start:].repeat(joining, 1, 1)])
             running += joining
             self._set(hidden, "hidden", layer - 1, cells[:running], start)
             if layer < self.model.n_layers:

@@ -24,6 +24,7 @@ from matplotlib.figure import Figure
 from matplotlib.image import AxesImage
 
 from langedit_core.errors import unknown
+from langedit_core.storage import write_bytes
 
 WIDTH = 9.0  # inches: 900 px on a screen at 100 px per inch
 DPI = 150  # saved sharper than shown
@@ -131,18 +132,19 @@ def save(fig: Figure, folder: str | Path, name: str, alt: str | None = None) -> 
 
     Raises:
         ValueError: `name` holds other characters, "/" or "." among them.
+        CannotWrite: Full disk, no permission; see `storage.write_bytes`.
     """
     if not re.fullmatch(r"[\w-]+", name, re.ASCII):
         raise ValueError(f"figure name {name!r} must consist of letters, digits, '-' and '_', no ending")
     folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    png = io.BytesIO()
+    png, svg = io.BytesIO(), io.BytesIO()
     with style():
         fig.draw_without_rendering()
         fig.set_layout_engine("none")  # constrained layout moves a little at every drawing
         fig.savefig(png, format="png", dpi=DPI, metadata={"Software": None})
-        fig.savefig(folder / f"{name}.svg", metadata={"Date": None, "Creator": None})
-    (folder / f"{name}.png").write_bytes(png.getvalue())
+        fig.savefig(svg, format="svg", metadata={"Date": None, "Creator": None})
+    write_bytes(folder / f"{name}.svg", svg.getvalue())
+    write_bytes(folder / f"{name}.png", png.getvalue())
     titles = [fig.get_suptitle(), *(axes.get_title(loc="left") for axes in fig.axes)]
     described = alt or "; ".join(title for title in titles if title) or name
     return SavedFigure(png=folder / f"{name}.png", data=png.getvalue(), alt=described)

@@ -183,7 +183,8 @@ def ratios(rows: pd.DataFrame, estimate_at: Sequence[int] = (28672,)) -> pd.Data
                 told = f"estimate: exponent {law.exponent:.2f} from d = {', '.join(map(str, law.widths))}"
                 times = {"times incremental": law(d) / base.loc[d, "median"]}
                 out.append({"d": d} | same | {"seconds": law(d), "n": 0, "source": told} | times)
-    return pd.DataFrame(out).sort_values(["new keys", "d"], kind="stable", ignore_index=True)
+    table = pd.DataFrame(out).astype({"rank": "Int64"})  # whole numbers, though estimates have none
+    return table.sort_values(["new keys", "d"], kind="stable", ignore_index=True)
 
 
 def reading(rows: pd.DataFrame, target: float = 100.0, most: float = 1e-5) -> list[str]:

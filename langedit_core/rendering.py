@@ -21,6 +21,7 @@ from bs4 import BeautifulSoup
 from nbconvert import HTMLExporter
 from nbformat import NotebookNode
 
+from langedit_core.storage import write_text
 from langedit_core.tables import headline, html_table
 
 TEMPLATES = files("langedit_core") / "templates"
@@ -146,7 +147,7 @@ def render(executed: str | Path, page: str | Path, *, provenance: str = "") -> R
         )
         resources = {"report": report, "metadata": {"name": executed.stem, "path": str(executed.parent)}}
         body, _ = exporter.from_notebook_node(notebook, resources=resources)
-    _write(page, body)
+    _write_page(page, body)
     return ReportEntry(page=page.name, title=title)
 
 
@@ -164,14 +165,14 @@ def write_index(report_dir: str | Path, entries: Sequence[ReportEntry], *, prove
     ]
     sections = [("Reports", reports)] + ([("Tables", downloads)] if downloads else [])
     main = {"provenance": provenance, "up": "../index.html", "sections": sections}
-    _write(report_dir / "index.html", _index(f"Study, profile {profile}", report_dir, "", main))
+    _write_page(report_dir / "index.html", _index(f"Study, profile {profile}", report_dir, "", main))
 
     found = [p.parent for p in sorted(root.glob("*/index.html"))]
     found.sort(key=lambda p: PROFILES.index(p.name) if p.name in PROFILES else len(PROFILES))
     links = [{"href": f"{p.name}/index.html", "text": f"Profile {p.name}"} for p in found]
     best = next((p for p in found if (p / "tables" / "main.csv").is_file()), report_dir)
     above = {"sections": [("Profiles", links)]}
-    _write(root / "index.html", _index("Multilingual knowledge editing", best, f"{best.name}/", above))
+    _write_page(root / "index.html", _index("Multilingual knowledge editing", best, f"{best.name}/", above))
 
 
 def _index(title: str, report_dir: Path, prefix: str, context: dict) -> str:
@@ -203,9 +204,5 @@ def _base64(text: str) -> str:
     return base64.b64encode(text.encode()).decode()
 
 
-def _write(path: Path, text: str) -> None:
-    """Replaces `path` in one step, so that an interrupted run leaves no half page."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_suffix(".part")
-    part.write_text(text.rstrip("\n") + "\n", encoding="utf-8", newline="\n")
-    part.replace(path)
+def _write_page(path: Path, text: str) -> None:
+    write_text(path, text.rstrip("\n") + "\n")

@@ -42,8 +42,8 @@ class RoomyCache(DynamicCache):
 
     def keep(self, rows: Tensor) -> None:
         """Go on with these rows only."""
-        self._keys = [keys[rows] for keys in self._keys]
-        self._values = [values[rows] for values in self._values]
+        self._keys = [keys[rows.to(keys.device)] for keys in self._keys]
+        self._values = [values[rows.to(values.device)] for values in self._values]
 
     def get_seq_length(self, layer_idx: int = 0) -> int:
         return self._used[layer_idx] if layer_idx < len(self._used) else 0

@@ -38,6 +38,7 @@ _CURES = {
     errno.EISDIR: "a folder is in the place of this file: remove it",
     errno.ENOTEMPTY: "a folder is in the place of this file: remove it",
     errno.ENOTDIR: "a file is in the place of a folder: move it, or choose another folder with --output-path",
+    errno.EEXIST: "a file is in the place of a folder: move it, or choose another folder with --output-path",
 }
 
 
@@ -72,6 +73,11 @@ def write_bytes(path: Path, content: bytes) -> None:
             f"{path.name} cannot be written: {cure}, then give the same command again; what was finished is kept",
             str(path.parent),
         ) from error
+
+
+def write_text(path: Path, text: str) -> None:
+    """`write_bytes` of UTF-8; line ends stay as they are."""
+    write_bytes(path, text.encode())
 
 
 def write_json(path: Path, content: object) -> None:

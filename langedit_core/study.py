@@ -329,7 +329,7 @@ class CellRun:
         by_layer: dict[int, dict[str, torch.Tensor]] = {layer: {} for layer in self.cell.settings.layers}
         for name, tensor in tensors.items():
             layer, _, part = name.partition(".")
-            by_layer[int(layer)][part] = tensor.to(self.model.device)
+            by_layer[int(layer)][part] = tensor.to(self.model.weight(int(layer)).device)
         updates = {layer: Update(**parts) for layer, parts in by_layer.items()}
         for layer, update in updates.items():
             weight, n = self.model.weight(layer), update.left.shape[-1]

@@ -14,6 +14,8 @@ from pathlib import Path
 
 import pandas as pd
 
+from langedit_core.storage import write_text
+
 COLUMNS = ("model", "data", "method", "metric", "when", "lang", "value", "n", "low", "high")
 MISSING = "n/a"
 FULL = {  # columns of the full table: metric to heading
@@ -77,18 +79,22 @@ def save_table(frame: pd.DataFrame, folder: str | Path, name: str) -> SavedTable
 
     Raises:
         ValueError: `name` holds other characters, or a column name occurs twice.
+        CannotWrite: Full disk, no permission; see `storage.write_bytes`.
     """
     if not re.fullmatch(r"[\w-]+", name, re.ASCII):
         raise ValueError(f"table name {name!r} must consist of letters, digits, '-' and '_', no ending")
     if not frame.columns.is_unique:
         raise ValueError(f"columns of table {name!r} must be unique, got {list(frame.columns)}")
     folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    csv = folder / f"{name}.csv"
-    frame.to_csv(csv, index=False, float_format="%.6g", lineterminator="\n")
-    (folder / f"{name}.md").write_text(markdown_table(frame), encoding="utf-8", newline="\n")
-    (folder / f"{name}.tex").write_text(latex_table(frame), encoding="utf-8", newline="\n")
-    return SavedTable(frame=frame, csv=csv)
+    write_text(folder / f"{name}.csv", csv_table(frame))
+    write_text(folder / f"{name}.md", markdown_table(frame))
+    write_text(folder / f"{name}.tex", latex_table(frame))
+    return SavedTable(frame=frame, csv=folder / f"{name}.csv")
+
+
+def csv_table(frame: pd.DataFrame) -> str:
+    """Comma-separated values, numbers with six digits."""
+    return frame.to_csv(index=False, float_format="%.6g", lineterminator="\n")
 
 
 def markdown_table(frame: pd.DataFrame) -> str:

@@ -4,7 +4,10 @@ import math
 
 import pandas as pd
 import pytest
+from matplotlib.figure import Figure
 
+from langedit_core import plots
+from langedit_core.storage import CannotWrite
 from langedit_core.tables import (
     WIDE,
     Bold,
@@ -220,3 +223,12 @@ def test_a_wide_table_is_dense_and_breaks_lines_only_between_numbers_and_interva
 def test_markup_in_a_wide_table_is_escaped_too():
     page = html_table(pd.DataFrame({"a": ["<script>" * 20]}))
     assert 'class="dense"' in page and "<script" not in page
+
+
+def test_where_nothing_can_be_written_the_cure_is_named_and_no_half_table_left(frame, tmp_path):
+    (tmp_path / "tables").write_text("in the way")
+    with pytest.raises(CannotWrite, match=r"t\.csv cannot be written: a file is in the place of a folder: move it"):
+        save_table(frame, tmp_path / "tables", "t")
+    with pytest.raises(CannotWrite, match=r"f\.svg cannot be written"):
+        plots.save(Figure(), tmp_path / "tables", "f")
+    assert [path.name for path in tmp_path.iterdir()] == ["tables"]
