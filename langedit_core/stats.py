@@ -96,7 +96,7 @@ class Paired:
         return Estimate(self.won / n, n, float(found.low), float(found.high))
 
 
-def paired(a: pd.Series, b: pd.Series, seed: int = 0, resamples: int = TEST_RESAMPLES) -> Paired:
+def paired(a: pd.Series, b: pd.Series, seed: int = 0, resamples: int = TEST_RESAMPLES, level: float = LEVEL) -> Paired:
     """Compare two methods over the facts both have, by a paired bootstrap.
 
     With an index level `seed` of several values, seeds are resampled, then facts within every seed drawn, so that
@@ -114,6 +114,7 @@ def paired(a: pd.Series, b: pd.Series, seed: int = 0, resamples: int = TEST_RESA
         b: The other method's.
         seed: Of the resampling.
         resamples: No p-value is below 2 / (resamples + 1).
+        level: Of the intervals.
 
     Raises:
         ValueError: No fact in common, a fact occurs twice, or a value is NaN or infinite.
@@ -135,7 +136,7 @@ def paired(a: pd.Series, b: pd.Series, seed: int = 0, resamples: int = TEST_RESA
     d, n, nothing = difference.to_numpy(), len(difference), float("nan")
     mean = float(d.mean().round(DIGITS)) + 0.0  # + 0.0 makes −0 a plain zero
     tail = min((means <= 0).sum(), (means >= 0).sum())
-    outer = [(1 - LEVEL) / 2, (1 + LEVEL) / 2]
+    outer = [(1 - level) / 2, (1 + level) / 2]
     bounds = np.quantile(means, outer) * scale if n > 1 else [nothing] * 2
     spread = d.std(ddof=1) if n > 1 and np.ptp(d) > 0 else nothing
     # An effect may be infinite where a resample has no spread, and between infinities nothing can be interpolated.
@@ -180,16 +181,16 @@ def _resample(groups: Sequence[np.ndarray], resamples: int, rng: np.random.Gener
     return mean, effect
 
 
-def paired_difference(a: pd.Series, b: pd.Series, seed: int = 0) -> Estimate:
+def paired_difference(a: pd.Series, b: pd.Series, seed: int = 0, level: float = LEVEL) -> Estimate:
     """Mean of a − b over the facts both have, with its interval: `paired` without the test.
 
     Raises:
         ValueError: As `paired`.
     """
-    return paired(a, b, seed).difference
+    return paired(a, b, seed, level=level).difference
 
 
-def unpaired_difference(a: Iterable[float], b: Iterable[float], seed: int = 0) -> Estimate:
+def unpaired_difference(a: Iterable[float], b: Iterable[float], seed: int = 0, level: float = LEVEL) -> Estimate:
     """Mean of a − mean of b, one value per fact, with a bootstrap interval that resamples both; n is that of `a`.
 
     Raises:
@@ -203,7 +204,7 @@ def unpaired_difference(a: Iterable[float], b: Iterable[float], seed: int = 0) -
         return Estimate(difference, len(a), float("nan"), float("nan"))
     random = np.random.default_rng(seed)
     means = [x[random.integers(len(x), size=(RESAMPLES, len(x)))].mean(axis=1) for x in (a, b)]
-    low, high = np.quantile(means[0] - means[1], [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
+    low, high = np.quantile(means[0] - means[1], [(1 - level) / 2, (1 + level) / 2])
     return Estimate(difference, len(a), float(low), float(high))
 
 

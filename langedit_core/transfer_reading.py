@@ -99,16 +99,19 @@ def about_sequences(frames: Mapping[str, pd.DataFrame], name: str, reference: st
     """Whether projecting off past keys suppresses transfer: methods after the same sequence, and its order."""
     if reference not in frames or len(frames) < 2:
         return []
-    table = sequence_differences(frames, reference)
+    table = sequence_differences({label: frames[label] for label in frames if ", " not in label}, reference)
     sentences = []
     for row in table.to_dict("records"):
-        if ", " in row["difference"].split(" − ")[0]:
-            continue
-        verdict = "less" if row["high"] < 0 else "more" if row["low"] > 0 else "no difference shown"
+        verdict = "no difference shown" if not row["shown"] else "less" if row["value"] < 0 else "more"
         sentences.append(
             f"{name}, after the whole sequence, beyond what facts not edited gain, {row['difference']} "
             f"(n = {row['n']} facts): other languages {row['other languages']} ({verdict}), the edited language "
             f"{row['edited language']}."
+        )
+    if len(table) > 1:
+        sentences.append(
+            f"{name}: these verdicts take all {len(table)} comparisons with {reference} together (Bonferroni); each "
+            "interval is that of one comparison alone."
         )
     for label in frames:
         method, _, order = label.partition(", ")

@@ -531,6 +531,15 @@ def test_methods_after_a_sequence_are_judged_by_their_interval(value, verdict):
     assert "memit − alphaedit (n = 10 facts)" in sentence and f"({verdict}), the edited language 0.00" in sentence
 
 
+def test_a_difference_that_one_of_many_comparisons_may_show_by_chance_is_not_shown():
+    better = lambda id_: 1.0 if id_ in IDS[:4] else 0.5  # noqa: E731
+    (alone,) = after_sequence(alphaedit=0.5, memit=better)
+    assert "(more)" in alone
+    found = after_sequence(alphaedit=0.5, memit=better, **{f"m{i}": 0.5 for i in range(19)})
+    assert found[0].replace("no difference shown", "more") == alone
+    assert found[-1].startswith("m: these verdicts take all 20 comparisons with alphaedit together (Bonferroni)")
+
+
 def test_without_a_reference_or_a_second_method_nothing_is_said():
     assert after_sequence(memit=0.5, langedit=0.5) == after_sequence(alphaedit=0.5) == []
 
