@@ -228,7 +228,8 @@ def run_profile_notebooks(
         source: Folder with the notebooks.
         report_dir: `reports/<profile>`; executed copies go to its subfolder `executed`.
         provenance: One line with model, commit and versions, shown in every report and in the index.
-        only: Stems to execute; of the others the copies executed last are rendered. None executes all.
+        only: Stems to execute; of the others the copies executed last are rendered, and pages whose copies are not here
+            (the repository keeps pages alone) stay as they are. None executes all.
         timeout: Seconds for one cell.
         quiet: Show no progress.
 
@@ -251,18 +252,24 @@ def run_profile_notebooks(
             executed = report_dir / "executed" / f"{stem}.ipynb"
             if only is None or stem in only:
                 executed = execute(known[stem], report_dir / "executed", parameters, timeout=timeout, quiet=quiet)
+            elif page.is_file() and not executed.is_file():
+                entries.append(ReportEntry(page=page.name, title=_title(known[stem])))
+                continue
             elif not executed.is_file():
                 raise NotebookFailed(f"{stem} was not executed yet: name it too, or none to execute all")
             entries.append(render(executed, page, provenance=provenance))
         except NotebookFailed as error:
             page.unlink(missing_ok=True)
             failures.append(str(error))
-            title = title_of(nbformat.read(known[stem], as_version=4), stem)
-            entries.append(ReportEntry(page=page.name, title=title, finished=False))
+            entries.append(ReportEntry(page=page.name, title=_title(known[stem]), finished=False))
     write_index(report_dir, entries, provenance=provenance)
     if failures:
         raise NotebookFailed("\n\n".join(failures))
     return entries
+
+
+def _title(path: Path) -> str:
+    return title_of(nbformat.read(path, as_version=4), path.stem)
 
 
 @contextmanager

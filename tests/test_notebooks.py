@@ -168,6 +168,11 @@ def test_only_some_are_executed_and_the_others_rendered_from_their_last_copies(t
     assert [entry.finished for entry in entries] == [True, True]
     executed = [nbformat.read(tmp_path / "out" / "executed" / f"{n}.ipynb", 4) for n in ("00_one", "01_two")]
     assert [notebook.cells[-1].outputs[0].data["text/plain"] for notebook in executed] == ["7", "6"]
+    page = tmp_path / "out" / "01_two.html"
+    before = page.read_text()
+    (tmp_path / "out" / "executed" / "01_two.ipynb").unlink()  # as in a clone, which has the pages only
+    run_profile_notebooks({"00_one": {"n": 9}, "01_two": {"n": 9}}, only=["00_one"], **given)
+    assert page.read_text() == before and "01_two.html" in (tmp_path / "out" / "index.html").read_text()
     with pytest.raises(ValueError, match="unknown notebook of this profile '02_three'; known: 00_one, 01_two"):
         run_profile_notebooks({"00_one": {}, "01_two": {}}, only=["02_three"], **given)
 
