@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
@@ -240,6 +240,47 @@ class BatchReport:
     seconds: dict[str, float] = field(default_factory=dict)
 
 
+def written(
+    update: Update, weight: Float[Tensor, "d_out d_in"], settings: EditSettings
+) -> Iterator[Float[Tensor, "d_out d_in"]]:
+    """What a stored update adds to `weight`, matrix by matrix; each has to be added before the next is asked for.
+
+    ROME writes fact by fact. RECT's mask is found again from the weight, so what is added depends on it.
+    """
+    for part in update.facts() if settings.one_by_one else (update,):
+        delta = part.delta
+        yield keep_largest(delta, weight, settings.keep_share) if settings.keep_share < 1 else delta
+
+
+def damped(
+    start: Float[Tensor, "d_out d_in"], weight: Float[Tensor, "d_out d_in"], onto: str
+) -> Float[Tensor, "d_out d_in"]:
+    """What becomes of `weight` at the end of PRUNE's sequence, which began at `start`; see `EditSettings.damping`."""
+    start, weight = start.double(), weight.double()
+    total = damp(weight - start, float(torch.linalg.matrix_norm(start, 2)))
+    return (start if onto == "initial" else weight) + total
+
+
+@torch.no_grad()
+def repeat(model: EditableModel, settings: EditSettings, batches: Iterable[Mapping[int, Update]]) -> None:
+    """Do a stored sequence of batches again and end it, in place: same weights as the editor left, to the bit.
+
+    Args:
+        model: As it was before the first batch.
+        settings: Of the editor.
+        batches: What `Editor.edit` gave for every batch, layer -> update, on any device.
+    """
+    start = {layer: model.weight(layer).clone() for layer in settings.layers}
+    for updates in batches:
+        for layer, update in updates.items():
+            weight = model.weight(layer)
+            for delta in written(update.to(weight.device), weight, settings):
+                model.add_(layer, delta)
+    if settings.damping is not None:
+        for layer, weight in start.items():
+            model.weight(layer).copy_(damped(weight, model.weight(layer), settings.damping))
+
+
 class Editor:
     """Edits a model batch after batch, in place.
 
@@ -392,12 +433,8 @@ class Editor:
         return updates
 
     def _write(self, updates: Mapping[int, Update]) -> None:
-        """Add stored updates; what is added is a function of them and of the weights as they are."""
         for layer, update in updates.items():
-            for part in update.facts() if self.settings.one_by_one else (update,):
-                delta = part.delta
-                if self.settings.keep_share < 1:
-                    delta = keep_largest(delta, self.model.weight(layer), self.settings.keep_share)
+            for delta in written(update, self.model.weight(layer), self.settings):
                 self.model.add_(layer, delta)
 
     def _put_back(self) -> None:
@@ -422,9 +459,12 @@ class Editor:
         """
         if self.settings.damping is None or self.finished:
             return
-        damped = {layer: state.damped(self.settings.damping) for layer, state in self.layers.items()}
+        ends = {
+            layer: damped(state.initial, self.model.weight(layer), self.settings.damping)
+            for layer, state in self.layers.items()
+        }
         try:
-            for layer, weight in damped.items():
+            for layer, weight in ends.items():
                 self.model.weight(layer).copy_(weight)
             self.finished = True
         except BaseException:
@@ -518,12 +558,6 @@ class LayerState:
             if settings.sphere > 0:
                 right = spread_off(right, self.model.weight(self.layer), settings.sphere, settings.sphere_share)
         return Update(left=residual.to(keys), right=right, keys=keys)
-
-    def damped(self, onto: str) -> Float[Tensor, "d_out d_in"]:
-        """The weight at the end of PRUNE's sequence; see `EditSettings.damping`."""
-        start, weight = self.initial.double(), self.model.weight(self.layer).double()
-        total = damp(weight - start, float(torch.linalg.matrix_norm(start, 2)))
-        return (start if onto == "initial" else weight) + total
 
     def report(self, update: Update) -> LayerReport:
         """What the batch did, measured on the weight as it came out."""

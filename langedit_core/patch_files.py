@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
@@ -135,15 +135,10 @@ class Factors:
             raise ValueError("a merged batch has no keys, so no edits can follow it; go on from the patch it came from")
         return Update(left=self.left, right=self.right, keys=self.keys)
 
-    def deltas(self, one_by_one: bool) -> Iterator[Tensor]:
-        """What is added to the matrix, d_out x d_in, in the order in which the editor added it."""
-        if self.dense is not None:
-            yield self.dense
-        elif one_by_one:
-            for i in range(self.left.shape[1]):
-                yield self.left[:, i : i + 1] @ self.right[:, i : i + 1].T
-        else:
-            yield self.left @ self.right.T
+    @property
+    def delta(self) -> Tensor:
+        """The change, d_out x d_in."""
+        return self.left @ self.right.T if self.dense is None else self.dense
 
     def tensors(self) -> dict[str, Tensor]:
         return {name: tensor for name, tensor in vars(self).items() if tensor is not None}

@@ -18,11 +18,10 @@ import torch
 from torch import Tensor
 
 from langedit_core.compaction import compact, factored
-from langedit_core.editors import BatchReport, Editor, Update
+from langedit_core.editors import BatchReport, Editor, Update, written
 from langedit_core.errors import RefusedInput
 from langedit_core.models import EditableModel
 from langedit_core.patch_files import BatchRecord, Factors, Merged, PatchHeader, read_patch, write_patch
-from langedit_core.postprocess import keep_largest
 from langedit_core.records import Fact
 from langedit_core.storage import digest
 
@@ -249,12 +248,10 @@ class Patch:
         return same
 
     def _add(self, weights: Mapping[int, Tensor], record: BatchRecord, factors: Mapping[int, Factors]) -> None:
-        # As `Editor.apply` adds: fact by fact where they were edited so, RECT's mask found again from the weight.
-        settings, plain = self.header.settings, record.merged is not None
         for layer, weight in weights.items():
-            for delta in factors[layer].to(weight.device).deltas(settings.one_by_one and not plain):
-                if settings.keep_share < 1 and not plain:
-                    delta = keep_largest(delta, weight, settings.keep_share)
+            one = factors[layer].to(weight.device)
+            deltas = written(one.update(), weight, self.header.settings) if record.merged is None else [one.delta]
+            for delta in deltas:
                 weight.add_(delta.to(weight))
 
     # --- compaction ---------------------------------------------------------------------------------------------------
@@ -280,7 +277,7 @@ class Patch:
                 self._add({layer: weight}, record, batch)
             return factored(weight.double() - self.base[layer].double())
         if any(part.dense is not None for part in parts):
-            return factored(sum(delta.double() for part in parts for delta in part.deltas(one_by_one=False)))
+            return factored(sum(part.delta.double() for part in parts))
         return tuple(torch.cat([getattr(part, side).double() for part in parts], 1) for side in ("left", "right"))
 
     @torch.no_grad()

@@ -17,7 +17,7 @@ from tqdm import tqdm
 
 from langedit_core.contexts import sample_contexts
 from langedit_core.covariance import cached_covariance, corpus_hash
-from langedit_core.editors import Editor, EditSettings, Update
+from langedit_core.editors import Editor, EditSettings, Update, repeat
 from langedit_core.factors import stored_updates
 from langedit_core.keeping import kept
 from langedit_core.languages import CORE, LANGUAGES
@@ -290,11 +290,8 @@ def sequence_transfer(
 
     Raises:
         FileNotFoundError: The cell's updates are not in `root`.
-        ValueError: RECT or PRUNE, whose stored updates are not what is added to the weights.
     """
     cell: Cell = result.cell
-    if cell.settings.keep_share < 1 or cell.settings.damping is not None:
-        raise ValueError(f"{cell.method} changes its updates after they are stored; they cannot simply be added again")
     edited = result.rows[(result.rows["kind"] == "edit") & (result.rows["when"] == "final")]
     sources = edited.groupby("fact")["lang"].unique()
     by_source: dict[str, list[str]] = {}
@@ -326,8 +323,6 @@ def sequence_transfer(
         unedited[key] = choose(model, asked)
     found = rows("before", unedited[key])
     with model.restored(cell.settings.layers):
-        for updates in stored_updates(cell, root):
-            for layer, update in updates.items():
-                model.add_(layer, update.delta.to(model.device))
+        repeat(model, cell.settings, stored_updates(cell, root))
         found += rows("after", choose(model, asked))
     return pd.DataFrame(found, columns=list(SEQUENCE_COLUMNS))

@@ -295,6 +295,16 @@ def test_applying_stored_updates_gives_the_same_bits_and_the_same_next_update(me
     assert untimed[0] == untimed[1]
 
 
+@every_method
+def test_a_stored_sequence_done_again_ends_with_the_same_bits(method):
+    editor, again = simple_editor(build_model("llama"), method), build_model("llama")
+    batches = [editor.edit(toy.facts(lang, range(3)))[1] for lang in ("en", "de")]
+    editor.finish()
+    editors.repeat(again, editor.settings, batches)
+    assert toy.same(toy.weights(editor.model), toy.weights(again))
+    assert not toy.same(toy.weights(again), toy.weights(build_model("llama")))
+
+
 # --- batches that fail ------------------------------------------------------------------------------------------------
 
 
