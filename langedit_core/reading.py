@@ -90,4 +90,13 @@ def _cost(study: Study, data: str, methods: list[str], reference: str) -> list[s
     last = growth[growth["step"] == growth["step"].max()].set_index("method")["relative_total"]
     ranked = sorted((m for m in methods if m in last), key=lambda m: last[m])
     shown = [m for m in ranked if len(ranked) <= 4 or m in (ranked[0], reference, RIVAL, ranked[-1])]
-    return [f"After the last batch ‖W − W₀‖/‖W₀‖ is {', '.join(f'{m} {last[m]:.2f}' for m in shown)}."]
+    sentences = [f"After the last batch ‖W − W₀‖/‖W₀‖ is {', '.join(f'{m} {last[m]:.2f}' for m in shown)}."]
+    left = growth[growth["step"] > 0].groupby("method", sort=False)["capacity"].mean()
+    left = left[left < 1 - 1e-6].sort_values()
+    if len(left):
+        sentences.append(
+            "After the first batch projections leave, of a key's energy on average, "
+            f"{', '.join(f'{m} {share:.2f}' for m, share in left.items())}. Values are written through what is left: "
+            "the less it is, the larger the update."
+        )
+    return sentences

@@ -121,9 +121,10 @@ def about_sequences(frames: Mapping[str, pd.DataFrame], name: str, reference: st
             both = pd.concat(sources, axis=1, keys=["usual", "other"], join="inner")
             moved = int((both["usual"] != both["other"]).sum())  # another order deals the facts to other languages
             verdict = "matters" if row["low"] > 0 or row["high"] < 0 else "is not shown to matter"
+            what = "the order, or which language edits which fact," if moved else "the order"
             sentences.append(
                 f"{name}, {method}: with {order} other languages gain {row['other languages']} more over the facts "
-                f"both sequences edit (n = {row['n']}, {moved} of them in another language): the order {verdict}."
+                f"both sequences edit (n = {row['n']}, {moved} of them in another language): {what} {verdict}."
             )
     return sentences
 

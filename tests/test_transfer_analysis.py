@@ -557,7 +557,7 @@ def test_the_order_of_languages_is_judged_within_a_method(value, verdict):
     assert "langedit − alphaedit" in method and "zh first" not in method
     assert order.startswith(f"m, langedit: with zh first other languages gain {value - 0.5:.2f} [")
     assert f"(n = 10, {moved} of them in another language)" in order and 0 < moved < 10
-    assert order.endswith(f": the order {verdict}.")
+    assert order.endswith(f": the order, or which language edits which fact, {verdict}.")
 
 
 def test_limits_name_what_was_used():
