@@ -169,7 +169,7 @@ def sequences(
 
         def made(cell: Cell = cell, data: FactSet = data) -> dict:
             if not compute and not is_done(cell, root):
-                raise FileNotFoundError(f"{label(cell)} on {cell.data} was not computed")
+                raise FileNotFoundError(f"{model.name}: {label(cell)} on {cell.data} was not computed")
             (result,) = run_cells([cell], model, root, quiet)
             frame = sequence_transfer(result, model, data, root, per_language=per_language, unedited=unedited)
             return _packed(frame)

@@ -315,7 +315,7 @@ def test_a_cell_without_its_factors_is_refused_and_the_model_stays(tiny, run, tm
 def test_sequences_are_computed_once_and_then_read(tiny, tmp_path, monkeypatch):
     of, options = profile(), dict(results=tmp_path / "results", records=tmp_path / "records", quiet=True)
     without = transfer_study.sequences(of, "transfer", tiny, **options, compute=False)
-    assert not without.frames and without.absent == ["langedit on toy was not computed"]
+    assert not without.frames and without.absent == [f"{tiny.name}: langedit on toy was not computed"]
     made = transfer_study.sequences(of, "transfer", tiny, **options)
     assert list(made.frames) == ["langedit"] and not made.absent
     (cell,) = of.cells("transfer")
