@@ -70,7 +70,7 @@ class _AllTexts:
         data = self._kept(self.data, name, cell, lambda: load_data(*name))
         if isinstance(data, str):
             return data
-        key = (*name, cell.batch, cell.rounds, cell.split, cell.seed, cell.parallel)
+        key = (*name, cell.batch, cell.rounds, cell.split, cell.seed, cell.parallel, cell.deal)
         texts = self._kept(self.texts, key, cell, lambda: texts_of(cell, data))
         return texts if isinstance(texts, str) else (data, texts)
 

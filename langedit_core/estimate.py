@@ -177,7 +177,7 @@ def texts_of(cell: Cell, data: FactSet) -> list[Texts]:
     Raises:
         ValueError: The data set has too few facts for the cell.
     """
-    drawn = data.select(cell.langs, cell.batch * cell.rounds, cell.split, cell.seed, cell.parallel)
+    drawn = data.select(cell.langs, cell.batch * cell.rounds, cell.split, cell.seed, cell.parallel, deal=cell.deal)
     return [Texts.of(facts[r * cell.batch : (r + 1) * cell.batch]) for r in range(cell.rounds) for facts in drawn]
 
 

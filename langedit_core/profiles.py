@@ -24,6 +24,7 @@ from langedit_core.chosen_layers import kept_layers
 from langedit_core.editors import METHODS, EditSettings, settings_for
 from langedit_core.errors import RefusedInput, unknown
 from langedit_core.languages import CORE
+from langedit_core.records import Deal
 from langedit_core.results import Cell
 from langedit_core.study import LOADERS
 from langedit_core.yaml_files import read_mapping
@@ -46,6 +47,7 @@ class Grid(BaseModel):
     rounds: StrictInt = 1
     batch: StrictInt = 10
     parallel: StrictBool = False
+    deal: Deal = "rounds"
     split: str = "edit"
     prefixes: StrictInt = 2
     prefix_tokens: StrictInt = 8

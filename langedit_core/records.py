@@ -12,12 +12,14 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
+from typing import Literal
 
 from langedit_core.errors import RefusedInput, unknown
 from langedit_core.languages import LANGUAGES
 
 KINDS = ("edit", "paraphrase", "neighbour_same", "neighbour_near", "neighbour_far", "locality", "portability")
 SPLITS = ("edit", "corpus", "tune")
+Deal = Literal["rounds", "lists"]
 LONGEST = 2_000  # characters; longer texts are pasted documents, not questions
 # Control characters, line and paragraph separators, lone surrogates (which no UTF-8 file can hold), and characters that
 # turn the direction of what follows, so that a text is not what it looks like.
@@ -211,11 +213,13 @@ class FactSet:
         seed: int = 0,
         parallel: bool = False,
         usable: Callable[[Fact], bool] = lambda fact: True,
+        deal: Deal = "rounds",
     ) -> list[list[Fact]]:
         """Draws n facts per language, the same ones on every machine.
 
-        Facts are ordered by sha256(seed|id). Parallel selections take the first n that all languages share;
-        distinct ones are dealt round by round, so a smaller n gives a prefix of a larger one.
+        Facts are ordered by sha256(seed|id). Parallel selections take the first n that all languages share; distinct
+        ones are dealt, either a fact to every list in turn, so that a smaller n gives a prefix of a larger one, or all
+        of a list's facts before the next list's, so that a list depends on the languages before it alone.
 
         Args:
             langs: Language codes in the order wanted; a repeated code gets its own list.
@@ -224,6 +228,7 @@ class FactSet:
             seed: Changes the order, hence the draw.
             parallel: True gives every language the same ids; False never uses an id twice.
             usable: Facts it refuses are passed over, for example those a tokenizer cannot locate.
+            deal: `rounds` or `lists`, for distinct selections.
 
         Returns:
             One list of n facts per entry of `langs`.
@@ -251,17 +256,19 @@ class FactSet:
         hands: list[list[Fact]] = [[] for _ in langs]
         used: set[str] = set()
         queues = [iter([i for i in ids if lang in self.facts[i]]) for lang in langs]
-        for round_ in range(n):
-            for lang, hand, queue in zip(langs, hands, queues, strict=True):
-                chosen = next((i for i in queue if i not in used and usable(self.facts[i][lang])), None)
-                if chosen is None:
-                    there = {code: sum(code in self.facts[i] for i in ids) for code in dict.fromkeys(langs)}
-                    total = ", ".join(f"{code}={count}" for code, count in there.items())
-                    raise ValueError(
-                        f"{n} different facts asked for in each of {len(langs)} lists, but split {split!r} "
-                        f"of {self.name!r} gives only {round_} each ({total} in all, shared between the "
-                        f"languages); ask for fewer or set parallel=True"
-                    )
-                used.add(chosen)
-                hand.append(self.facts[chosen][lang])
+        turns = list(range(len(langs))) * n
+        for turn in turns if deal == "rounds" else sorted(turns):
+            lang, hand = langs[turn], hands[turn]
+            chosen = next((i for i in queues[turn] if i not in used and usable(self.facts[i][lang])), None)
+            if chosen is None:
+                there = {code: sum(code in self.facts[i] for i in ids) for code in dict.fromkeys(langs)}
+                total = ", ".join(f"{code}={count}" for code, count in there.items())
+                to = "each" if deal == "rounds" else f"to list {turn + 1}, {lang}"
+                raise ValueError(
+                    f"{n} different facts asked for in each of {len(langs)} lists, but split {split!r} "
+                    f"of {self.name!r} gives only {len(hand)} {to} ({total} in all, shared between the "
+                    f"languages); ask for fewer or set parallel=True"
+                )
+            used.add(chosen)
+            hand.append(self.facts[chosen][lang])
         return hands

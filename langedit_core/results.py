@@ -17,6 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from langedit_core.editors import EditSettings
 from langedit_core.languages import CORE
 from langedit_core.metrics import WHEN
+from langedit_core.records import Deal
 from langedit_core.storage import CorruptFile, file_digest, read_json, read_sealed, write_sealed
 
 log = logging.getLogger(__name__)
@@ -40,6 +41,11 @@ class Cell(BaseModel):
     rounds: int = Field(1, ge=1, description="how often the sequence of languages is gone through")
     batch: int = Field(10, ge=1, description="facts per batch")
     parallel: bool = Field(False, description="the same facts in every language, or different ones")
+    deal: Deal = Field(
+        "rounds",
+        exclude_if=lambda deal: deal == "rounds",  # came later: what was computed before keeps its hash
+        description="how different facts are dealt to the batches (`FactSet.select`)",
+    )
     split: str = "edit"
     prefixes: int = Field(2, ge=0, description="context prefixes per language")
     prefix_tokens: int = Field(8, ge=1)

@@ -211,7 +211,13 @@ class CellRun:
             return True
 
         drawn = data.select(
-            cell.langs, per_language, split=cell.split, seed=cell.seed, parallel=cell.parallel, usable=usable
+            cell.langs,
+            per_language,
+            split=cell.split,
+            seed=cell.seed,
+            parallel=cell.parallel,
+            usable=usable,
+            deal=cell.deal,
         )
         order = [facts[r * cell.batch : (r + 1) * cell.batch] for r in range(cell.rounds) for facts in drawn]
         return order, dropped

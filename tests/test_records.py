@@ -164,12 +164,12 @@ holes = st.frozensets(st.tuples(st.integers(0, 59), st.sampled_from(("en", "de",
 
 
 @settings(max_examples=40, deadline=None)
-@given(holes, st.integers(1, 8), st.integers(0, 3))
-def test_distinct_selections_never_use_an_id_twice(holes, n, seed):
+@given(holes, st.integers(1, 8), st.integers(0, 3), st.sampled_from(("rounds", "lists")))
+def test_distinct_selections_never_use_an_id_twice(holes, n, seed, deal):
     data = facts(60, ("en", "de", "zh"), holes)
     langs = ["en", "zh", "en", "de"]
     try:
-        hands = data.select(langs, n, seed=seed)
+        hands = data.select(langs, n, seed=seed, deal=deal)
     except ValueError as error:
         assert "ask for fewer" in str(error)
         return
@@ -196,6 +196,24 @@ def test_a_smaller_selection_is_a_prefix_of_a_larger_one(parallel):
     assert small == [hand[:5] for hand in large]
 
 
+@settings(max_examples=40, deadline=None)
+@given(holes, st.integers(1, 5), st.integers(0, 3))
+def test_lists_dealt_one_after_another_do_not_depend_on_later_languages(holes, n, seed):
+    data = facts(60, ("en", "de", "zh"), holes)
+    try:
+        runs = [data.select(("de", "en", *later), n, seed=seed, deal="lists") for later in (("de", "en"), ("zh", "de"))]
+    except ValueError as error:
+        assert "ask for fewer" in str(error)
+        return
+    assert runs[0][:2] == runs[1][:2] and runs[0][2] != runs[1][2]
+
+
+def test_dealing_in_rounds_lets_later_languages_change_the_first_lists():
+    data = facts(60, ("en", "de", "zh"), frozenset((i, "zh") for i in range(0, 60, 2)))
+    one, other = (data.select(("en", later), 8) for later in ("de", "zh"))
+    assert one[0] != other[0]
+
+
 def test_selection_repeats_itself_and_changes_with_the_seed():
     data = facts(80)
     assert data.select(("en",), 20, seed=1) == data.select(("en",), 20, seed=1)
@@ -215,6 +233,8 @@ def test_asking_for_too_many_says_how_many_there_are():
         data.select(("en", "de"), 41, parallel=True)
     with pytest.raises(ValueError, match=f"only {there // 2} each .en={there}, de={there}"):
         data.select(("en", "de"), 41)
+    with pytest.raises(ValueError, match=f"only {there - 20} to list 2, de .en={there}, de={there}"):
+        data.select(("en", "de"), 20, deal="lists")
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,7 @@ from pandas.testing import assert_frame_equal
 from langedit_core import cli, editors, profiles, results, study
 from langedit_core.analysis import open_study
 from langedit_core.profiles import Profile
-from langedit_core.results import CellResult, has_record, is_done, keep_record, load_result, record_path
+from langedit_core.results import Cell, CellResult, has_record, is_done, keep_record, load_result, record_path
 from langedit_core.study import run_cells
 
 CELL = toy_study.cell()
@@ -156,6 +156,13 @@ def test_a_group_may_hold_several_grids_and_one_may_stand_alone(monkeypatch):
     two = profile(monkeypatch, grids={"g": [grid, grid | dict(langs=["en"], seeds=[1, 2], track=3)]})
     assert len(one.cells("g")) == 2 and len(two.cells("g")) == 2 + 4
     assert {(cell.langs, cell.track) for cell in two.cells("g")[2:]} == {(("en",), 3)}
+
+
+def test_a_field_that_came_later_leaves_earlier_cells_their_hash():
+    """What is committed under reports/ was computed before `deal` existed."""
+    assert "deal" not in CELL.model_dump(mode="json") and CELL.model_copy(update=dict(deal="rounds")) == CELL
+    dealt = CELL.model_copy(update=dict(deal="lists"))
+    assert dealt.hash != CELL.hash and Cell.model_validate_json(dealt.model_dump_json()) == dealt
 
 
 def test_shares_of_the_cells_are_disjoint_and_together_all():

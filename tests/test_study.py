@@ -371,6 +371,15 @@ def test_facts_whose_subject_merges_are_passed_over_and_named(tmp_path, monkeypa
     assert len(result.provenance["facts"][0]) == 8
 
 
+def test_cells_deal_their_facts_as_they_are_told(tmp_path):
+    cells = [toy_study.cell(deal=deal, rounds=1) for deal in ("rounds", "lists")]
+    rounds, lists = (r.provenance["facts"] for r in run(cells, tmp_path))
+    assert lists == [
+        [f.id for f in hand] for hand in toy_study.load(("en", "de")).select(("en", "de"), 2, deal="lists")
+    ]
+    assert lists != rounds
+
+
 def test_parallel_cells_edit_the_same_facts_in_every_language(tmp_path):
     result = run([toy_study.cell(parallel=True, rounds=1)], tmp_path)[0]
     one, other = result.provenance["facts"]
