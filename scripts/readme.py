@@ -1,6 +1,7 @@
-"""Puts the headline table of a profile's reports into README.md, so that its numbers are those of the report.
+"""Puts tables and findings of the reports into README.md: every number there is looked up in a report's tables.
 
-Run after `make study PROFILE=standard`: python scripts/readme.py [PROFILE]; `--check` only says whether the two agree.
+Run after `make study PROFILE=standard`: python scripts/readme.py; `--check` only says whether the two agree. Where new
+tables contradict what a sentence says, it stops and names the sentence, which then has to be written anew.
 """
 
 from __future__ import annotations
@@ -9,10 +10,10 @@ import argparse
 import sys
 from pathlib import Path
 
-import pandas as pd
+from findings import findings, open_questions
+from report_tables import at, minus, path_of, table
 
 ROOT = Path(__file__).resolve().parents[1]
-BEGIN, END = "<!-- headline:begin (made by scripts/readme.py from reports/standard/tables) -->", "<!-- headline:end -->"
 METRICS = {
     "efficacy_tf": "efficacy",
     "efficacy_em": "efficacy, exact match",
@@ -21,26 +22,23 @@ METRICS = {
 }
 
 
-def block(profile: str) -> str:
-    """The README's tables: what was measured of each method, and how it stands to the paper's claim."""
-    tables = ROOT / "reports" / profile / "tables"
-    main, design = pd.read_csv(tables / "main.csv"), pd.read_csv(tables / "design.csv")
-    main = main[main["lang"] == "all"].set_index(["data", "method", "metric", "when"])
+def headline() -> str:
+    """What was measured of each method, and how it stands to the paper's claim."""
+    main, design = table("main"), table("design")
     lines = [
         f"| method | {' | '.join(METRICS.values())} | notebook |",
         f"|---|{'---|' * len(METRICS)}---|",
     ]
-    for data, method in dict.fromkeys((d, m) for d, m, *_ in main.index):
+    for data, method in dict.fromkeys(zip(main["data"], main["method"], strict=True)):
         cells = []
         for metric in METRICS:
-            now, end = (main.loc[(data, method, metric, when)] for when in ("immediate", "final"))
+            now, end = (at(data, method, metric, when) for when in ("immediate", "final"))
             cells.append(f"{now['value']:.2f} → {end['value']:.2f} [{end['low']:.2f}, {end['high']:.2f}]")
-        link = f"[02](reports/{profile}/02_main_runs.html)"
-        lines.append(f"| {method} on {data} | {' | '.join(cells)} | {link} |")
+        lines.append(f"| {method} on {data} | {' | '.join(cells)} | [02](reports/standard/02_main_runs.html) |")
     told = [
-        f"{row['data']}: {row['edits per run']} sequential edits per method in {row['languages']}, "
-        f"{row['seeds']} seed{'s' if row['seeds'] > 1 else ''}"
-        for _, row in design.iterrows()
+        f"{r['data']}: {r['edits per run']} sequential edits per method in {r['languages']}, "
+        f"{r['seeds']} seed{'s' if r['seeds'] > 1 else ''}"
+        for _, r in design.iterrows()
     ]
     lines += [
         "",
@@ -50,13 +48,13 @@ def block(profile: str) -> str:
         "| the paper, 7–8B models | here, efficacy at the end, paired over facts |",
         "|---|---|",
     ]
-    for data in main.index.get_level_values("data").unique():
-        path = tables / f"comparisons_{data}.csv"
-        if not path.is_file():  # langedit was not run on it
+    for data in main["data"].unique():
+        if not path_of(f"comparisons_{data}").is_file():  # langedit was not run on it
             continue
-        rows = pd.read_csv(path)
-        rows = rows[rows["metric"] == "efficacy_tf"]
-        told = "; ".join(f"langedit − {r.iloc[1]}: {r['difference']}, {r['verdict']}" for _, r in rows.iterrows())
+        rows = table(f"comparisons_{data}").query("metric == 'efficacy_tf'")
+        told = "; ".join(
+            f"langedit − {r.iloc[1]}: {minus(r['difference'])}, {r['verdict']}" for _, r in rows.iterrows()
+        )
         n = int(rows["n"].max())
         lines.append(
             f"| LangEdit up to +2.20 points efficacy over the best baseline | {data} (n = {n} facts): {told} |"
@@ -64,15 +62,25 @@ def block(profile: str) -> str:
     return "\n".join(lines)
 
 
+BLOCKS = {"headline": headline, "findings": findings, "open questions": open_questions}
+
+
+def filled(text: str) -> str:
+    """The README with every block made anew."""
+    for name, make in BLOCKS.items():
+        begin = f"<!-- {name}:begin (made by scripts/readme.py from the tables of the reports) -->"
+        start, end = text.index(begin) + len(begin), text.index(f"<!-- {name}:end -->")
+        text = f"{text[:start]}\n{make()}\n{text[end:]}"
+    return text
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("profile", nargs="?", default="standard")
-    parser.add_argument("--check", action="store_true")
+    parser.add_argument("--check", action="store_true", help="write nothing; fail where README.md shows other numbers")
     options = parser.parse_args()
     path = ROOT / "README.md"
     text = path.read_text("utf-8")
-    start, end = text.index(BEGIN) + len(BEGIN), text.index(END)
-    made = f"{text[:start]}\n{block(options.profile)}\n{text[end:]}"
+    made = filled(text)
     if options.check:
         sys.exit(None if made == text else "README.md does not show the committed tables; run scripts/readme.py")
     path.write_text(made, "utf-8")

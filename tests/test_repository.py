@@ -2,6 +2,7 @@
 
 import ast
 import re
+import shutil
 import subprocess
 import sys
 import tomllib
@@ -144,6 +145,24 @@ def test_readme_shows_the_committed_tables():
     script = ROOT / "scripts" / "readme.py"
     checked = subprocess.run([sys.executable, str(script), "--check"], capture_output=True, text=True)
     assert checked.returncode == 0, checked.stderr
+
+
+def test_readme_script_stops_where_the_tables_say_something_else(tmp_path):
+    for name in ("README.md", "scripts"):
+        copy = shutil.copytree if (ROOT / name).is_dir() else shutil.copy
+        copy(ROOT / name, tmp_path / name)
+    for tables in (ROOT / "reports").glob("*/tables"):
+        shutil.copytree(tables, tmp_path / tables.relative_to(ROOT))
+    path = tmp_path / "reports" / "standard" / "tables" / "comparisons_mzsre.csv"
+    text = path.read_text()
+    path.write_text(text.replace("worse", "better"))
+    run = [sys.executable, str(tmp_path / "scripts" / "readme.py")]
+    stopped = subprocess.run(run, capture_output=True, text=True)
+    assert stopped.returncode == 1 and "LangEdit is worse than AlphaEdit on mzsRE" in stopped.stderr
+    path.write_text(text.replace("efficacy_tf,alphaedit", "efficacy_tf,nobody"))
+    stopped = subprocess.run(run, capture_output=True, text=True)
+    assert "has 0 rows with" in stopped.stderr and "comparisons_mzsre.csv" in stopped.stderr
+    assert (tmp_path / "README.md").read_text() == (ROOT / "README.md").read_text()
 
 
 def test_every_committed_record_is_whole_and_belongs_to_a_cell_of_its_profile():
