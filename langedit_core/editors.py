@@ -252,6 +252,14 @@ def written(
         yield keep_largest(delta, weight, settings.keep_share) if settings.keep_share < 1 else delta
 
 
+def write(model: EditableModel, updates: Mapping[int, Update], settings: EditSettings) -> None:
+    """Add a batch's stored updates to the model, wherever they are stored."""
+    for layer, update in updates.items():
+        weight = model.weight(layer)
+        for delta in written(update.to(weight.device), weight, settings):
+            model.add_(layer, delta)
+
+
 def damped(
     start: Float[Tensor, "d_out d_in"], weight: Float[Tensor, "d_out d_in"], onto: str
 ) -> Float[Tensor, "d_out d_in"]:
@@ -272,10 +280,7 @@ def repeat(model: EditableModel, settings: EditSettings, batches: Iterable[Mappi
     """
     start = {layer: model.weight(layer).clone() for layer in settings.layers}
     for updates in batches:
-        for layer, update in updates.items():
-            weight = model.weight(layer)
-            for delta in written(update.to(weight.device), weight, settings):
-                model.add_(layer, delta)
+        write(model, updates, settings)
     if settings.damping is not None:
         for layer, weight in start.items():
             model.weight(layer).copy_(damped(weight, model.weight(layer), settings.damping))
@@ -372,7 +377,7 @@ class Editor:
                 # As published: keys of higher layers see the whole update, what stays is its largest part.
                 with clock("write"):
                     self._put_back()
-                    self._write(updates)
+                    write(self.model, updates, self.settings)
             for layer, update in updates.items():
                 doing.what = f"the report of layer {layer}"
                 report.layers[layer] = self.layers[layer].report(update)
@@ -427,15 +432,10 @@ class Editor:
             found = fine_tune(self.model, requests, settings.layers, settings.finetune, microbatch=settings.microbatch)
         updates = {layer: Update.of_dense(delta) for layer, delta in found.delta.items()}
         with clock("write"):
-            self._write(updates)
+            write(self.model, updates, self.settings)
         report.steps, report.final_loss = [found.steps] * len(requests), found.last
         report.converged = sum(loss < settings.finetune.stop for loss in found.last) / len(requests)
         return updates
-
-    def _write(self, updates: Mapping[int, Update]) -> None:
-        for layer, update in updates.items():
-            for delta in written(update, self.model.weight(layer), self.settings):
-                self.model.add_(layer, delta)
 
     def _put_back(self) -> None:
         # All layers: an interrupt may come between the write and its being noted down.
@@ -447,7 +447,7 @@ class Editor:
         """Repeat a stored batch: same weights, same state, to the bit."""
         self._refuse_after_the_end()
         updates = {layer: update.to(self.model.weight(layer).device) for layer, update in updates.items()}
-        self._write(updates)
+        write(self.model, updates, self.settings)
         self._remember(updates)
 
     @torch.no_grad()
