@@ -29,7 +29,7 @@ from langedit_core.plots import (
 from langedit_core.subspaces import Tree
 
 FRACTION_COLOURS = (VERMILION, GREEN, BLUE, BLACK, ORANGE, PURPLE)
-COUNT_COLOURS = {2: BLUE, 4: ORANGE, 6: VERMILION}
+COUNT_COLOURS = {2: BLUE, 4: ORANGE, 6: VERMILION, 12: GREEN}
 
 
 def capacity_curves(
