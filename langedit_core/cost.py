@@ -48,26 +48,30 @@ STATE = ("basis", "keys, factor", "C₀, kept")
 def phases(study: Study, data: str) -> pd.DataFrame:
     """Per method, median seconds of a batch in each phase, their sum, the share of the projection, and n batches.
 
-    The first batch of a sequence is left out where there are others: it decomposes nothing, its space is that of C₀.
+    `processor` is the median of what a batch used of the processor, in seconds, NaN where that was not taken. The
+    first batch of a sequence is left out where there are others: it decomposes nothing, its space is that of C₀.
     """
     rows = []
     for method in study.methods_of(data):
-        table = _batches(study, data, method)
+        table, used = (_batches(study, data, method, of) for of in ("seconds", "processor"))
         middle = table.median()
         rows.append(
             dict(method=method) | middle.to_dict() | {"total": middle.sum()}
+            | {"processor": used.sum(axis=1, min_count=1).median()}
             | {"projection, %": 100 * middle["projection"] / middle.sum(), "n": len(table)}
         )  # fmt: skip
     return pd.DataFrame(rows)
 
 
-def _batches(study: Study, data: str, method: str) -> pd.DataFrame:
-    """Seconds of all batches that count, (seed, step) x phases."""
+def _batches(study: Study, data: str, method: str, of: str = "seconds") -> pd.DataFrame:
+    """Seconds, or processor seconds, of all batches that count, (seed, step) x phases."""
     parts = {}
     for result in study.results:
         if result.cell.data == data and result.cell.method == method:
-            table = result.seconds.pivot(index="step", columns="phase", values="seconds")
-            table = table.reindex(columns=list(PHASES)).fillna(0.0)
+            table = result.seconds.pivot(index="step", columns="phase", values=of)
+            table = table.reindex(columns=list(PHASES))
+            if of == "seconds":
+                table = table.fillna(0.0)  # a phase that a method does not have
             parts[result.cell.seed] = table.iloc[1:] if len(table) > 1 else table
     return pd.concat(parts, names=["seed", "step"])
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from typing import Literal
 
 import torch
@@ -227,7 +227,10 @@ class LayerReport:
 
 @dataclass
 class BatchReport:
-    """What happened to a batch of facts; every number belongs to the model's state right after it."""
+    """What happened to a batch of facts; every number belongs to the model's state right after it.
+
+    `seconds` are the clock's, `processor` those that this process used, by phase: on a shared machine they say more.
+    """
 
     step: int
     facts: list[str]
@@ -238,6 +241,11 @@ class BatchReport:
     converged: float = 0.0
     exhausted: list[str] = field(default_factory=list)
     seconds: dict[str, float] = field(default_factory=dict)
+    processor: dict[str, float] = field(default_factory=dict)
+
+    def without_timings(self) -> dict:
+        """What is the same in every run."""
+        return {name: x for name, x in asdict(self).items() if name not in ("seconds", "processor")}
 
 
 def written(
@@ -358,7 +366,7 @@ class Editor:
     ) -> dict[int, Update]:
         """`edit` on token rows that are already made; fills in `report`."""
         self._refuse_after_the_end()
-        clock, doing = _Clock(report.seconds), _Doing("values")
+        clock, doing = Clock(report.seconds, report.processor), _Doing("values")
         try:
             if self.settings.finetune is not None:
                 updates = self._train(requests, report, clock)
@@ -393,7 +401,7 @@ class Editor:
         return updates
 
     def _solve(
-        self, requests: Sequence[ValueRequest], names: Sequence[str], report: BatchReport, clock: _Clock, doing: _Doing,
+        self, requests: Sequence[ValueRequest], names: Sequence[str], report: BatchReport, clock: Clock, doing: _Doing,
         progress: Callable[[int], None] | None = None,
     ) -> dict[int, Update]:  # fmt: skip
         """Values, keys and updates of some facts, written into the model layer by layer."""
@@ -425,7 +433,7 @@ class Editor:
         report.converged += (values.converged - report.converged) * (len(report.steps) - before) / len(report.steps)
         return updates
 
-    def _train(self, requests: Sequence[ValueRequest], report: BatchReport, clock: _Clock) -> dict[int, Update]:
+    def _train(self, requests: Sequence[ValueRequest], report: BatchReport, clock: Clock) -> dict[int, Update]:
         """Fine-tuning: its values are the weights themselves."""
         settings = self.settings
         with clock("values"):
@@ -591,16 +599,17 @@ class _Doing:
     what: str
 
 
-class _Clock:
-    """Seconds per phase, added up."""
+class Clock:
+    """Seconds per phase, added up: the clock's, and those of the processor."""
 
-    def __init__(self, into: dict[str, float]) -> None:
-        self.into = into
+    def __init__(self, seconds: dict[str, float], processor: dict[str, float]) -> None:
+        self.seconds, self.processor = seconds, processor
 
     @contextlib.contextmanager
     def __call__(self, phase: str) -> Iterator[None]:
-        start = time.perf_counter()
+        started, used = time.perf_counter(), time.process_time()
         try:
             yield
         finally:
-            self.into[phase] = self.into.get(phase, 0.0) + time.perf_counter() - start
+            self.seconds[phase] = self.seconds.get(phase, 0.0) + time.perf_counter() - started
+            self.processor[phase] = self.processor.get(phase, 0.0) + time.process_time() - used

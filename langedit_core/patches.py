@@ -11,7 +11,7 @@ import dataclasses
 import json
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
@@ -109,7 +109,7 @@ class Patch:
                 f"the editor has done {editor.step} batches, the patch holds {len(self)}; append each once"
             )
         kept, _, _ = editor.requests(facts)
-        told = {name: x for name, x in asdict(report).items() if name != "seconds"}  # they differ from run to run
+        told = report.without_timings()
         told = json.loads(json.dumps(told))  # as it will be read back: keys are texts
         record = BatchRecord(facts=tuple(kept), report=told, after=_hashes(_weights(editor.model, self.layers)))
         self.header = self.header.model_copy(update=dict(batches=(*self.header.batches, record)))

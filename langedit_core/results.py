@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import math
 from pathlib import Path
 
 import pandas as pd
@@ -87,7 +88,8 @@ class CellResult:
         drift: One row per neutral paragraph, metric and batch: fact (the paragraph's name), lang, metric, step, value.
         xtreme: One row per task, language, metric and moment: value, n, low, high, seconds; empty if not asked for.
         batches: One row per batch and layer: rank, capacity, relative_update and so on.
-        seconds: One row per batch and phase; timings are kept apart since they differ from run to run.
+        seconds: One row per batch and phase, the clock's and the processor's (NaN where those were not taken); timings
+            are kept apart since they differ from run to run.
         environment: Versions, device, threads of the machine it was computed on.
     """
 
@@ -115,9 +117,10 @@ class CellResult:
         )  # fmt: skip
         self.batches["written"] = self.batches["written"].astype(float)  # null, and so NaN, for trained updates
         self.seconds = pd.DataFrame(
-            dict(step=t, phase=phase, seconds=seconds)
+            dict(step=t, phase=phase, seconds=seconds, processor=phases.get("processor", {}).get(phase, math.nan))
             for t, phases in enumerate(parts["seconds"])
             for phase, seconds in phases.items()
+            if phase != "processor"
         )
 
 

@@ -25,7 +25,7 @@ from langedit_core.atlas import load_atlas
 from langedit_core.contexts import Contexts, sample_contexts
 from langedit_core.covariance import cached_covariance, corpus_hash
 from langedit_core.drift import Drift, neutral_texts, paragraph_rows
-from langedit_core.editors import BatchReport, Editor, Update
+from langedit_core.editors import BatchReport, Clock, Editor, Update
 from langedit_core.errors import unknown
 from langedit_core.metrics import ProbeScore, Question, ask, questions, rows_of
 from langedit_core.models import EditableModel
@@ -357,17 +357,16 @@ class CellRun:
     ) -> None:  # fmt: skip
         """Measure and write one batch; the factors come last, since they mark it as whole."""
         stem = self.folder / f"batch-{t:03d}"
-        started = time.perf_counter()
-        scores = ask(self.model, asked[t])
-        edits = [(s, q) for s in range(t + 1) for q in self._tracked(asked[s], whole=s == t)]
-        again = ask(self.model, [q for _, q in edits])
-        drifted = paragraph_rows(drift.paragraphs(self.model), "immediate") if drift else []
-        seconds = report.seconds | {"measuring": time.perf_counter() - started}
-        told = {k: v for k, v in asdict(report).items() if k != "seconds"}
+        seconds, processor = dict(report.seconds), dict(report.processor)
+        with Clock(seconds, processor)("measuring"):
+            scores = ask(self.model, asked[t])
+            edits = [(s, q) for s in range(t + 1) for q in self._tracked(asked[s], whole=s == t)]
+            again = ask(self.model, [q for _, q in edits])
+            drifted = paragraph_rows(drift.paragraphs(self.model), "immediate") if drift else []
         write_json(
             stem.with_suffix(".json"),
             {
-                "report": told,
+                "report": report.without_timings(),
                 "rows": rows_of(asked[t], scores, before[t], "immediate"),
                 "drift": drifted,
                 "retention": [
@@ -376,7 +375,7 @@ class CellRun:
                 ],
             },
         )
-        write_json(stem.with_suffix(".time.json"), seconds)
+        write_json(stem.with_suffix(".time.json"), seconds | {"processor": processor})
         tensors = {f"{layer}.{name}": x for layer, update in updates.items() for name, x in update.tensors().items()}
         measured = file_digest(stem.with_suffix(".json"))
         save_tensors(stem.with_suffix(".safetensors"), tensors, {"measured": measured})

@@ -21,12 +21,12 @@ from langedit_core.refresh import PowerLaw, World, frame, interleaved, measure, 
 ROOT = Path(__file__).resolve().parents[1]
 
 
-def timed(method: str, projection: float, solve: float = 0.1, values: float = 9.0, seed: int = 0):
+def timed(method: str, projection: float, solve: float = 0.1, values: float = 9.0, seed: int = 0, busy: float = 1.0):
     """A finished cell whose batches all take the same, but for a slow first one."""
     result = toy_study.fabricate(method, seed=seed, xtreme=False)
     phases = dict(values=values, keys=0.7, projection=projection, solve=solve, write=0.2, measuring=50.0)
     result.seconds = pd.DataFrame(
-        dict(step=t, phase=phase, seconds=100.0 if t == 0 else value)
+        dict(step=t, phase=phase, seconds=100.0 if t == 0 else value, processor=value / busy)
         for t in range(result.cell.batches)
         for phase, value in phases.items()
     )
@@ -44,6 +44,13 @@ def test_phases_are_medians_of_later_batches_without_measuring():
     assert table.loc["langedit", "projection, %"] == pytest.approx(100 * 0.5 / 10.5)
     assert table["n"].to_dict() == {"alphaedit": 5, "langedit": 10}
     assert "measuring" not in table
+
+
+def test_processor_seconds_are_told_beside_the_clock_and_only_where_they_were_taken():
+    table = cost.phases(Study([timed("alphaedit", 0.0), timed("langedit", 0.5, busy=2.0)]), "atlas").set_index("method")
+    assert table["processor"].to_dict() == pytest.approx({"alphaedit": 10.0, "langedit": 5.25})
+    old = timed("langedit", 0.5, busy=math.nan)
+    assert math.isnan(cost.phases(Study([old]), "atlas")["processor"].iloc[0])
 
 
 def test_overhead_is_what_projection_and_solve_add_whatever_the_values_took():

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -21,6 +22,7 @@ from langedit_core.metrics import METRICS, WHEN
 from langedit_core.models import load_model
 from langedit_core.profiles import Profile, hyperparameters, load_profile
 from langedit_core.records import FactSet
+from langedit_core.storage import read_json, write_json
 from langedit_core.study import Cell, is_done, load_data, load_result, results_folder, run_cells
 
 CELL = toy_study.cell()
@@ -352,7 +354,18 @@ def test_timings_are_kept_apart_from_what_is_sealed(undisturbed):
     result = load_result(CELL, undisturbed)
     assert set(result.seconds["phase"]) == {"values", "keys", "projection", "solve", "write", "measuring"}
     assert not any("time" in name for name in study.sealed_names(CELL))
-    assert "seconds" not in (results_folder(CELL, undisturbed) / "batch-000.json").read_text("utf-8")
+    assert (result.seconds["processor"] >= 0).all() and result.seconds["processor"].sum() > 0
+    text = (results_folder(CELL, undisturbed) / "batch-000.json").read_text("utf-8")
+    assert "seconds" not in text and "processor" not in text
+
+
+def test_timings_without_the_processors_are_read_as_not_taken(undisturbed, tmp_path):
+    """As all cells have them that were computed before these were taken."""
+    folder = results_folder(CELL, Path(shutil.copytree(undisturbed, tmp_path / "copy")))
+    for path in folder.glob("batch-*.time.json"):
+        write_json(path, {phase: s for phase, s in read_json(path).items() if phase != "processor"})
+    seconds = load_result(CELL, folder.parent).seconds
+    assert seconds["processor"].isna().all() and (seconds["seconds"] > 0).all()
 
 
 def test_facts_whose_subject_merges_are_passed_over_and_named(tmp_path, monkeypatch):

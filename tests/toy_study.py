@@ -94,7 +94,7 @@ def fabricate(method: str, data: str = "atlas", seed: int = 0, xtreme: bool = Tr
         for t in range(of.batches)
     ]
     phases = dict(values=6.0, keys=0.2, projection=rate, solve=0.1, write=0.1, measuring=3.0)
-    seconds = [dict(step=t, phase=p, seconds=s) for t in range(of.batches) for p, s in phases.items()]
+    seconds = [dict(step=t, phase=p, seconds=s, processor=s) for t in range(of.batches) for p, s in phases.items()]
     result = study.CellResult.__new__(study.CellResult)  # nothing is read from disk
     vars(result).update(
         cell=of, rows=pd.DataFrame(rows), retention=pd.DataFrame(retention), drift=pd.DataFrame(drift),
