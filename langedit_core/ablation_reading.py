@@ -157,7 +157,8 @@ def released(variants: Study, data: str, found: pd.DataFrame, mixed: pd.DataFram
         )
     if row := _pair(found, RELEASED, "alphaedit"):
         sentences.append(
-            f"The mix adds to that: {RELEASED} − alphaedit, n = {row['final'].n}: {_points(row['final'])} at the end."
+            f"Beside alphaedit, which pays for that too: {RELEASED} − alphaedit, n = {row['final'].n}: "
+            f"{_points(row['final'])} at the end."
         )
     return sentences
 

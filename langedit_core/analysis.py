@@ -13,7 +13,16 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from langedit_core.interference import by_language, changes, followed, kept, matrix, periods, same_and_other
+from langedit_core.interference import (
+    by_language,
+    changes,
+    followed,
+    kept,
+    matrix,
+    periods,
+    same_and_other,
+    shown,
+)
 from langedit_core.metrics import METRICS, WHEN
 from langedit_core.models import EditableModel, load_model
 from langedit_core.profiles import Profile, load_profile
@@ -187,6 +196,20 @@ class Study:
         """Methods that were run on a data set, in the profile's order."""
         return list(dict.fromkeys(r.cell.method for r in self.results if r.cell.data == data))
 
+    def followed(self, data: str) -> list[str]:
+        """Those of them whose state between batches is their own.
+
+        PRUNE's is MEMIT's until the total update is damped at the end, so beside MEMIT it is left out.
+        """
+        damped = {r.cell.method for r in self.results if r.cell.data == data and r.cell.settings.damping is not None}
+        methods = self.methods_of(data)
+        return [m for m in methods if m not in damped] if "memit" in methods else methods
+
+    def _sequence(self, part: str, data: str) -> pd.DataFrame:
+        """`_stack` of the methods in `followed`."""
+        rows = self._stack(part, data)
+        return rows[rows["method"].isin(self.followed(data))]
+
     @property
     def sequences(self) -> list[str]:
         """Data sets edited in more than one batch, where a later batch can do something to an earlier one."""
@@ -273,13 +296,16 @@ class Study:
         counts = counts.reindex(rows).rename(columns={"n_facts": "n", "n_seeds": "seeds"})
         return wide.join(counts).rename_axis(f"{reference} against", axis=0).rename_axis(None, axis=1).reset_index()
 
-    def languages(self, data: str, metric: str, when: str) -> pd.DataFrame:
-        """Methods × languages: one metric at one moment."""
+    def languages(self, data: str, metric: str, when: str, unedited: bool = False) -> pd.DataFrame:
+        """Methods × languages: one metric at one moment; with `unedited` the model before editing is the first row."""
         m = self.of(data)
-        rows = m[(m["metric"] == metric) & (m["when"] == when) & (m["lang"] != "all")]
-        return rows.pivot(index="method", columns="lang", values="value").reindex(
-            index=self.methods_of(data), columns=list(dict.fromkeys(self.cell(data).langs))
-        )
+        rows = m[(m["metric"] == metric) & (m["lang"] != "all")]
+        langs = list(dict.fromkeys(self.cell(data).langs))
+        wide = rows.pivot(index=["when", "method"], columns="lang", values="value").reindex(columns=langs)
+        table = wide.loc[when].reindex(index=self.methods_of(data))
+        if not unedited:
+            return table
+        return pd.concat([wide.loc["before"].iloc[[0]].set_axis(["unedited"], axis=0), table])
 
     def retention(self, data: str, method: str) -> pd.DataFrame:
         """Efficacy of each batch's edits (rows) after every later batch (columns), mean over facts and seeds.
@@ -296,11 +322,12 @@ class Study:
     def kept(self, data: str) -> pd.DataFrame:
         """Per method and batch, efficacy of the earliest edits and of all edits so far: method, edits, earliest, all.
 
-        The earliest are those of the first batch in every language, or of the first batch where there is one round.
+        The earliest are those of the first batch in every language, or of the first batch where there is one round;
+        NaN until all of them are edited.
         """
         cell, parts = self.cell(data), []
         first = len(cell.langs) if cell.rounds > 1 else 1
-        for method, rows in self._stack("retention", data).groupby("method", sort=False):
+        for method, rows in self._sequence("retention", data).groupby("method", sort=False):
             table = kept(rows, first)
             parts.append(table.assign(method=method, edits=(table["step"] + 1) * cell.batch))
         return pd.concat(parts, ignore_index=True)[["method", "step", "edits", "earliest", "all"]]
@@ -318,13 +345,17 @@ class Study:
         """Language edited (rows) × language tested (columns), mean change per batch over all rounds."""
         return matrix(self.interference(data, method), self.cell(data).langs)
 
+    def interference_shown(self, data: str, method: str) -> pd.DataFrame:
+        """For every cell of that matrix, whether its interval over facts excludes zero."""
+        return shown(self._changes(data, method), self.cell(data).langs)
+
     def interference_periods(self, data: str, method: str) -> dict[str, pd.DataFrame]:
         """The same for successive stretches of the sequence."""
         return periods(self.interference(data, method), self.cell(data).langs, self.cell(data).rounds)
 
     def same_and_other(self, data: str) -> pd.DataFrame:
         """`interference.same_and_other` as it is read, points of efficacy per batch."""
-        found = {method: self._changes(data, method) for method in self.methods_of(data)}
+        found = {method: self._changes(data, method) for method in self.followed(data)}
         table = same_and_other(found, len(self.cell(data).langs))
         if table["same"].map(lambda e: e.n == 0).all():
             table = table[["method", "any", "seeds"]]
@@ -335,7 +366,7 @@ class Study:
 
     def drift(self, data: str) -> pd.DataFrame:
         """Per method and batch, drift on neutral text right after it: mean over languages, paragraphs and seeds."""
-        rows = self._stack("drift", data)
+        rows = self._sequence("drift", data)
         cell = next(r.cell for r in self.results if r.cell.data == data)
         table = rows.pivot_table(index=["method", "step"], columns="metric", values="value", aggfunc="mean", sort=False)
         table = table.reset_index().rename_axis(columns=None)
@@ -350,6 +381,7 @@ class Study:
     def growth(self, data: str) -> pd.DataFrame:
         """Per method and batch, the mean over layers and seeds of what the weights and the null space went through."""
         frame = self.batches(data)
+        frame = frame[frame["method"].isin(self.followed(data))]
         columns = [
             "rank",
             "capacity",

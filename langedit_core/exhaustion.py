@@ -41,11 +41,12 @@ def by_round(study: Study, data: str) -> pd.DataFrame:
     Returns:
         method, round, edits (so far, at its end), value, low, high, n (efficacy of the round's own edits, each right
         after its batch, over facts), sofar (efficacy of all tracked edits so far), capacity, rank, written,
-        relative_update, relative_total (means over batches and layers, the total at the end), exhausted (facts).
+        relative_update, relative_total (means over batches and layers, the total at the end), exhausted (facts, mean
+        over seeds).
     """
     growth, kept = study.growth(data), study.kept(data)
     out = []
-    for method in study.methods_of(data):
+    for method in study.followed(data):
         cell, own = study.cell(data, method), []
         for r in (r for r in study.results if (r.cell.data, r.cell.method) == (data, method)):
             now = r.retention[r.retention["edited"] == r.retention["step"]]
@@ -58,7 +59,7 @@ def by_round(study: Study, data: str) -> pd.DataFrame:
             numbers, last = mine[mine["round"] == number], (number + 1) * len(cell.langs) - 1
             row = dict(method=method, round=int(number), edits=(last + 1) * cell.batch)
             row |= interval(part.groupby(["seed", "fact"])["tf"].mean())._asdict()
-            row |= dict(sofar=after.loc[last, "all"], exhausted=int(numbers["exhausted"].sum()))
+            row |= dict(sofar=after.loc[last, "all"], exhausted=round(float(numbers["exhausted"].sum()), 1))
             row |= {c: float(numbers[c].mean()) for c in ("capacity", "rank", "written", "relative_update")}
             out.append(row | dict(relative_total=float(numbers["relative_total"].iloc[-1])))
     return pd.DataFrame(out)
@@ -77,13 +78,19 @@ def ends(found: pd.DataFrame, level: float = HALF) -> pd.DataFrame:
         row |= {"of all": last["sofar"], "capacity": f"{part['capacity'].iloc[0]:.2f} → {last['capacity']:.2f}"}
         row |= {"written": f"{part['written'].iloc[0]:.2f} → {last['written']:.2f}"}
         row |= {"‖ΔW‖/‖W‖ per batch": f"{part['relative_update'].iloc[0]:.2f} → {last['relative_update']:.2f}"}
-        out.append(row | {"exhausted": int(part["exhausted"].sum())})
+        out.append(row | {"exhausted": part["exhausted"].sum()})
     return pd.DataFrame(out)
 
 
-def lines(found: pd.DataFrame) -> pd.DataFrame:
-    """`by_round` as `plots.method_curves` takes it: shares only."""
-    return found[["method", "edits", "value", "sofar", "capacity", "written"]]
+def by_batch(study: Study, data: str) -> pd.DataFrame:
+    """The same batch by batch, shares only: method, edits, value, sofar, capacity, written."""
+    own = []
+    for r in (r for r in study.results if r.cell.data == data):
+        now = r.retention[r.retention["edited"] == r.retention["step"]]
+        own.append(now.assign(method=r.cell.method)[["method", "step", "tf"]])
+    values = pd.concat(own).groupby(["method", "step"])["tf"].mean().rename("value").reset_index()
+    table = study.growth(data).merge(study.kept(data), on=["method", "step"]).merge(values, on=["method", "step"])
+    return table.rename(columns={"all": "sofar"})[["method", "edits", "value", "sofar", "capacity", "written"]]
 
 
 def reading(found: pd.DataFrame, data: str) -> list[str]:
@@ -97,7 +104,7 @@ def reading(found: pd.DataFrame, data: str) -> list[str]:
             f"{row.method} on {data}: a round's own edits fall below an efficacy of {HALF:g} after {own} edits{went}; "
             f"all edits so far after {every}. In the last round {format_ci(*part.iloc[-1][['value', 'low', 'high']])} "
             f"(n = {int(part['n'].iloc[-1])} facts) succeed at once, capacity is {part['capacity'].iloc[-1]:.2f} and "
-            f"{part['written'].iloc[-1]:.2f} of each value is written; {int(part['exhausted'].sum())} facts were "
+            f"{part['written'].iloc[-1]:.2f} of each value is written; {part['exhausted'].sum():g} facts were "
             f"exhausted."
         )
     return sentences

@@ -13,6 +13,7 @@ import pandas as pd
 from langedit_core.stats import ALPHA, Estimate, holm, interval, paired
 
 UNIT = ["seed", "fact", "tested", "batch"]
+FACT = ["seed", "fact"]  # one in several languages is one
 FINDINGS = ("another language hurts more", "the same language hurts more", "no difference shown")
 
 
@@ -68,6 +69,21 @@ def matrix(table: pd.DataFrame, langs: Sequence[str]) -> pd.DataFrame:
     return (sums["total"] / sums["n"]).unstack("tested").reindex(index=langs, columns=langs)
 
 
+def shown(found: pd.DataFrame, langs: Sequence[str]) -> pd.DataFrame:
+    """For `matrix`: whether the 95 % interval of a cell, over facts, holds no zero; not corrected for their number.
+
+    Args:
+        found: From `changes`.
+        langs: As for `matrix`.
+    """
+    per_fact = found.groupby(["edited", *UNIT])["change"].mean()
+    table = pd.DataFrame(False, index=langs, columns=langs)
+    for (edited, tested), values in per_fact.groupby(["edited", "tested"]):
+        told = interval(values)
+        table.loc[edited, tested] = told.low > 0 or told.high < 0
+    return table
+
+
 def periods(table: pd.DataFrame, langs: Sequence[str], rounds: int, most: int = 5) -> dict[str, pd.DataFrame]:
     """`matrix` over time: the rounds in at most `most` stretches of about equal length, by their label."""
     stretches = np.array_split(np.arange(rounds), min(most, rounds))
@@ -81,9 +97,10 @@ def periods(table: pd.DataFrame, langs: Sequence[str], rounds: int, most: int = 
 def same_and_other(found: Mapping[str, pd.DataFrame], n_langs: int) -> pd.DataFrame:
     """Does a batch of another language hurt earlier edits more than a batch of their own language?
 
-    A fact meets its own language again only some batches later, and what follows an edit at once may hurt most. So
-    batches of its language are compared with those right before and right after them, paired by fact. Without a second
-    round there is nothing to compare.
+    A fact meets its own language again only some batches later, and the batch that follows an edit hurts most. So
+    batches of its language are compared with those right before and right after them, the very first after an edit
+    left out, paired by fact; edits that lack one of the two neighbours are left out. Without a second round, or with
+    so short a cycle that the first batch after an edit is such a neighbour, there is nothing to compare.
 
     Args:
         found: Method → its `changes`.
@@ -91,23 +108,29 @@ def same_and_other(found: Mapping[str, pd.DataFrame], n_langs: int) -> pd.DataFr
 
     Returns:
         One row per method: method, `any` (over all facts that were asked again), `same`, `other` and `difference`
-        (other − same; over facts that have both), each an `Estimate` in points per batch, n (facts that have both),
-        seeds, p_holm over the methods, and finding, one of `FINDINGS`; None without a test.
+        (other − same; over facts that have both), each an `Estimate` in points per batch over facts, whose languages
+        are averaged first, n (facts that have both), seeds, p_holm over the methods, and finding, one of `FINDINGS`;
+        None without a test.
     """
     rows, p = [], {}
     for method, part in found.items():
-        per_fact = part.groupby(UNIT)["change"].mean()
-        own, age = part["edited"] == part["tested"], part["step"] - part["batch"]
-        beside = ((age % n_langs == 1) & (age > n_langs)) | (age % n_langs == n_langs - 1)
-        same = part[own].groupby(UNIT)["change"].mean()
-        other = part[~own & beside].groupby(UNIT)["change"].mean()
-        both = same.index.intersection(other.index)
+        age = part["step"] - part["batch"]
+        place = np.select(
+            [age % n_langs == 0, age % n_langs == n_langs - 1, age % n_langs == 1], ["own", "before", "after"], ""
+        )
+        cycle = (age + 1) // n_langs  # 1: around the first time that the edit's own language comes again
+        near = part.assign(place=place, cycle=cycle)[(place != "") & (age > 1)]
+        wide = near.pivot_table(index=[*UNIT, "cycle"], columns="place", values="change")
+        wide = wide.reindex(columns=["own", "before", "after"]).dropna()
+        both = pd.DataFrame(dict(same=wide["own"], other=(wide["before"] + wide["after"]) / 2))
+        both = both.groupby(FACT).mean()
         nothing = Estimate(float("nan"), 0, float("nan"), float("nan"))
-        row = dict(method=method, any=interval(per_fact), same=nothing, other=nothing, difference=nothing, n=len(both))
+        row = dict(method=method, any=interval(part.groupby(FACT)["change"].mean()))
+        row |= dict(same=nothing, other=nothing, difference=nothing, n=_distinct(both))
         row |= dict(seeds=part["seed"].nunique(), p_holm=float("nan"), finding=None)
         if len(both):
-            tested = paired(other[both], same[both])
-            row |= dict(same=interval(same[both]), other=interval(other[both]), difference=tested.difference)
+            tested = paired(both["other"], both["same"])
+            row |= dict(same=interval(both["same"]), other=interval(both["other"]), difference=tested.difference)
             p[method] = tested.p
         rows.append(row)
     corrected = dict(zip(p, holm(p.values()), strict=True)) if p else {}
@@ -119,6 +142,10 @@ def same_and_other(found: Mapping[str, pd.DataFrame], n_langs: int) -> pd.DataFr
     return pd.DataFrame(rows)
 
 
+def _distinct(values: pd.DataFrame) -> int:
+    return values.index.get_level_values("fact").nunique()
+
+
 def kept(retention: pd.DataFrame, first: int) -> pd.DataFrame:
     """Efficacy of the earliest edits and of all edits so far after every batch, each batch weighing the same.
 
@@ -127,8 +154,9 @@ def kept(retention: pd.DataFrame, first: int) -> pd.DataFrame:
         first: How many batches are "the earliest".
 
     Returns:
-        Columns step, earliest, all.
+        Columns step, earliest (NaN until all of them are edited), all.
     """
     per_batch = followed(retention).groupby(["step", "batch"])["tf"].mean().reset_index()
     early = per_batch[per_batch["batch"] < first].groupby("step")["tf"].mean()
+    early = early.where(early.index >= first - 1)
     return pd.DataFrame({"earliest": early, "all": per_batch.groupby("step")["tf"].mean()}).reset_index()

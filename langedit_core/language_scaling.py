@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pandas as pd
 
+from langedit_core.interference import followed
 from langedit_core.stats import ALPHA, LOWER_IS_BETTER, holm, interval, paired, per_fact, summarise
 from langedit_core.tables import format_ci
 
@@ -35,20 +36,22 @@ def _runs(study: Study, data: str) -> list[CellResult]:
 def shared(study: Study, data: str) -> dict[int, set[tuple[int, str, str]]]:
     """Seed -> (position, fact, language) edited in every run: the facts that are compared.
 
-    A position is a batch of the sequence. Facts that only some runs edited there are not among them.
+    A position is a batch of the sequence. Facts that only some runs edited there are not among them, and neither are
+    seeds under which some run is missing, unless that is so of all.
     """
     by_seed: dict[int, list[set]] = {}
     for r in _runs(study, data):
         names = [r.cell.langs[t % len(r.cell.langs)] for t in range(r.cell.batches)]
         edited = {(t, fact, names[t]) for t, facts in enumerate(r.provenance["facts"]) for fact in facts}
         by_seed.setdefault(r.cell.seed, []).append(edited)
-    return {seed: set.intersection(*found) for seed, found in by_seed.items()}
+    most = max(map(len, by_seed.values()), default=0)
+    return {seed: set.intersection(*found) for seed, found in by_seed.items() if len(found) == most}
 
 
 def rows(study: Study, data: str) -> pd.DataFrame:
     """Rows of the shared facts only, with method, seed, languages and position."""
     common, parts = shared(study, data), []
-    for r in _runs(study, data):
+    for r in (r for r in _runs(study, data) if r.cell.seed in common):
         at = {(fact, lang): position for position, fact, lang in common[r.cell.seed]}
         found = r.rows[r.rows["metric"].isin(METRICS)]
         position = [at.get(pair) for pair in zip(found["fact"], found["lang"], strict=True)]
@@ -107,8 +110,9 @@ def curve(study: Study, data: str) -> pd.DataFrame:
     """Efficacy of the first position's shared facts after every batch, with intervals."""
     first = {seed: {(f, lang) for t, f, lang in found if t == 0} for seed, found in shared(study, data).items()}
     out = []
-    for r in _runs(study, data):
-        kept = r.retention[r.retention["edited"] == 0]
+    for r in (r for r in _runs(study, data) if r.cell.seed in first):
+        kept = followed(r.retention.assign(seed=r.cell.seed)).rename(columns={"tested": "lang", "batch": "edited"})
+        kept = kept[kept["edited"] == 0]
         known = first[r.cell.seed]
         kept = kept[[pair in known for pair in zip(kept["fact"], kept["lang"], strict=True)]]
         out.append(
@@ -184,8 +188,9 @@ def xtreme(study: Study, data: str) -> pd.DataFrame:
         if len(means):
             end = means.loc["final"]
             told = f"{means.loc['before', 'value']:.2f} → {format_ci(end['value'], end['low'], end['high'])}"
-            out.append({"method": r.cell.method, "languages": languages_of(r), "XTREME F1": told, "n": int(end["n"])})
-    return pd.DataFrame(out, columns=["method", "languages", "XTREME F1", "n"])
+            row = {"method": r.cell.method, "languages": languages_of(r), "seed": r.cell.seed}
+            out.append(row | {"XTREME F1": told, "n": int(end["n"])})
+    return pd.DataFrame(out, columns=["method", "languages", "seed", "XTREME F1", "n"])
 
 
 def reading(study: Study, data: str, found: pd.DataFrame) -> list[str]:

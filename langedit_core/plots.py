@@ -6,6 +6,7 @@ equal data give equal bytes.
 """
 
 import io
+import math
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -22,6 +23,7 @@ from matplotlib import font_manager
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.image import AxesImage
+from matplotlib.ticker import LogLocator, NullLocator
 
 from langedit_core.errors import unknown
 from langedit_core.storage import write_bytes
@@ -151,13 +153,20 @@ def save(fig: Figure, folder: str | Path, name: str, alt: str | None = None) -> 
 
 
 def method_dots(
-    frame: pd.DataFrame, metric: str | Sequence[str], *, lang: str = "all", title: str = "", xlabel: str = "share"
+    frame: pd.DataFrame,
+    metric: str | Sequence[str] | Mapping[str, str],
+    *,
+    lang: str = "all",
+    title: str = "",
+    xlabel: str = "share",
 ) -> Figure:
     """A row per method, a panel per metric: from right after the batch to the end, with the interval of the latter.
 
+    What was not measured right after the batch is drawn from before editing.
+
     Args:
         frame: Tidy rows of one model and data set.
-        metric: One metric or several, a panel each with a common axis.
+        metric: One metric or several, a panel each with a common axis; or metric -> title of its panel.
         lang: Whose rows are shown; "all" holds the aggregate over languages.
         title: Above everything.
         xlabel: Unit of the value.
@@ -165,40 +174,54 @@ def method_dots(
     Raises:
         ValueError: `metric` or `lang` does not occur in `frame`, or a point would stand for several rows.
     """
-    metrics = [metric] if isinstance(metric, str) else list(metric)
-    rows = {name: _rows(frame, metric=name, lang=lang) for name in metrics}
+    names = [metric] if isinstance(metric, str) else metric
+    headings = dict(names) if isinstance(names, Mapping) else {name: name.replace("_", " ") for name in names}
+    rows = {name: _rows(frame, metric=name, lang=lang) for name in headings}
     methods = list(dict.fromkeys(m for part in rows.values() for m in part["method"]))
     looks, y = _looks(methods, METHODS), np.arange(len(methods))
     colours = [looks[method][0] for method in methods]
+    lines = -(-len(rows) // 3)
+    columns = -(-len(rows) // lines)
+    soon_known = "immediate" in set(pd.concat(rows.values())["when"])
     with style():
-        fig = Figure(figsize=(WIDTH, 1.5 + 0.32 * len(methods)), layout="constrained")
-        panels = fig.subplots(1, len(metrics), sharey=True, squeeze=False)[0]
-        for axes, (name, part) in zip(panels, rows.items(), strict=True):
+        fig = Figure(figsize=(WIDTH, 1.2 + lines * (0.55 + 0.3 * len(methods))), layout="constrained")
+        panels = fig.subplots(lines, columns, sharey=True, squeeze=False).flat
+        for axes, (name, part) in zip(panels, rows.items(), strict=False):
             at = {when: _unique(part[part["when"] == when], "method").reindex(methods) for when in WHEN}
             before, soon, last = at.values()
-            axes.hlines(y, soon["value"], last["value"], color=colours, lw=1, alpha=0.5)
-            axes.hlines(y, last["low"], last["high"], color=colours, lw=3.5, alpha=0.45)
+            start = soon if soon_known else before
+            axes.hlines(y, start["value"], last["value"], color=colours, lw=1, alpha=0.5)
+            axes.hlines(y, last["low"], last["high"], color=colours, lw=1.6)
+            for ends in (last["low"], last["high"]):
+                axes.scatter(ends, y, s=40, marker="|", color=colours, lw=1.6)
             axes.scatter(before["value"], y, s=60, marker="|", color=GREY, label=WHEN["before"])
-            axes.scatter(soon["value"], y, s=34, facecolor="white", edgecolor=colours, zorder=2)
-            axes.scatter(last["value"], y, s=34, color=colours, zorder=3)
-            for place, a, b in zip(y, soon["value"], last["value"], strict=True):
+            axes.scatter(soon["value"], y, s=26, facecolor="white", edgecolor=colours, zorder=2)
+            axes.scatter(last["value"], y, s=16, color=colours, zorder=3)
+            for place, a, b in zip(y, start["value"], last["value"], strict=True):
                 text = f"{a:.2f} → {b:.2f}".replace("nan", "n/a")
                 at_edge = dict(xycoords=("axes fraction", "data"), textcoords="offset points")
                 axes.annotate(text, (1, place), (4, 0), va="center", fontsize=8, **at_edge)
-            axes.set(xlabel=xlabel, title=name.replace("_", " "), ylim=(len(methods) - 0.5, -0.5))
+            axes.set(xlabel=xlabel, title=headings[name], ylim=(len(methods) - 0.5, -0.5))
             axes.set_yticks(y, methods)
             axes.grid(axis="y", visible=False)
             numbers = part[["value", "low", "high"]]
             if numbers.min(axis=None) >= 0 and numbers.max(axis=None) <= 1:  # shares can be compared across figures
                 axes.set(xlim=(-0.03, 1.03), xticks=[0, 0.5, 1])
+                axes.set_xticks([0.25, 0.75], minor=True)
+                axes.grid(axis="x", which="minor")
+        for axes in fig.axes[len(rows) :]:
+            axes.set_axis_off()
         # Keys are grey: the moments look the same in every colour.
-        panels[0].scatter([], [], s=34, facecolor="white", edgecolor=GREY, label=WHEN["immediate"])
-        panels[0].scatter([], [], s=34, color=GREY, label=f"{WHEN['final']}, with its 95 % interval")
-        _legend(fig, panels[0], 3, title)
+        if soon_known:
+            fig.axes[0].scatter([], [], s=26, facecolor="white", edgecolor=GREY, label=WHEN["immediate"])
+        fig.axes[0].scatter([], [], s=16, color=GREY, label=f"{WHEN['final']}, with its 95 % interval")
+        _legend(fig, fig.axes[0], 3, title)
     return fig
 
 
-def sequence_lines(frame: pd.DataFrame, panels: Mapping[str, str], *, title: str = "") -> Figure:
+def sequence_lines(
+    frame: pd.DataFrame, panels: Mapping[str, str], *, title: str = "", unedited: Mapping[str, Real] | None = None
+) -> Figure:
     """What changes from batch to batch: a line per method, a panel per quantity.
 
     Axes begin at 0, unless one method is more than five times above the middle one; then they are logarithmic.
@@ -207,6 +230,7 @@ def sequence_lines(frame: pd.DataFrame, panels: Mapping[str, str], *, title: str
         frame: Columns method, step, lang and those in `panels`; one row per method and step.
         panels: Column to label.
         title: Above everything.
+        unedited: Column to the unedited model's value, a dotted line.
 
     Raises:
         ValueError: A column is missing, or a method has several rows for one step.
@@ -224,21 +248,33 @@ def sequence_lines(frame: pd.DataFrame, panels: Mapping[str, str], *, title: str
                 marks = dict(marker=marker, markevery=max(1, len(found) // 8), ms=5)
                 axes.plot(found.index, found[column], _dash(method), color=colour, lw=1.4, label=method, **marks)
             steps = frame.drop_duplicates("step").sort_values("step")
-            every = max(1, len(steps) // 6)
+            every = _thinned(len(steps), steps["lang"].nunique())
             labels = [f"{step + 1}\n{lang}" for step, lang in zip(steps["step"], steps["lang"], strict=True)]
-            axes.set_xticks(list(steps["step"])[::every], labels[::every])
-            axes.set(title=label, xlabel="batch")
+            axes.set_xticks(list(steps["step"])[::every], labels[::every], fontsize=8)
+            axes.set(title=label, xlabel="batch, and its language")
+            if unedited and column in unedited:
+                axes.axhline(unedited[column], color=GREY, ls=":", lw=1.4, label="unedited model")
             if _one_dwarfs_the_others(frame.groupby("method")[column].max()) and frame[column].min() > 0:
                 axes.set_yscale("log")
+                axes.set_title(f"{label}, log")
+                _plain_logarithms(axes)
                 continue
             top = 1.1 * axes.dataLim.y1  # room for the markers of the highest line; no line at all gives −inf
             axes.set_ylim(0, top if 0 < top < np.inf else 1)
-        _legend(fig, fig.axes[0], len(methods), title)
+        fullest = max(fig.axes, key=lambda axes: len(axes.get_legend_handles_labels()[1]))
+        _legend(fig, fullest, len(methods) + 1, title)
     return fig
 
 
 def method_curves(
-    frame: pd.DataFrame, x: str, panels: Mapping[str, str], *, title: str = "", xlabel: str = "", ylabel: str = ""
+    frame: pd.DataFrame,
+    x: str,
+    panels: Mapping[str, str],
+    *,
+    title: str = "",
+    xlabel: str = "",
+    ylabel: str = "",
+    unedited: Real | None = None,
 ) -> Figure:
     """Shares over the sequence, a line per method with its name at the end, a panel per quantity.
 
@@ -251,6 +287,7 @@ def method_curves(
         title: Above everything.
         xlabel: What `x` is.
         ylabel: Unit of the panels, shares between 0 and 1.
+        unedited: The unedited model's share, a dotted line in the panels.
 
     Raises:
         ValueError: A column is missing, or a method has several rows for one x.
@@ -273,6 +310,12 @@ def method_curves(
                 if len(found):
                     ends[method] = (found.index[-1], found.iloc[-1], GREY if method in grey else colour)
             axes.set(title=label, xlabel=xlabel, ylim=(0, 1.02), yticks=np.linspace(0, 1, 6))
+            if unedited is not None:
+                axes.axhline(unedited, color=GREY, ls=":", lw=1.4)
+                axes.annotate(
+                    "unedited model", (0, unedited), (4, 3), xycoords=("axes fraction", "data"), fontsize=8, color=GREY,
+                    textcoords="offset points",
+                )  # fmt: skip
             _name_ends(axes, ends, gap=1.35 / max(14, 1.6 * len(methods)))
         fig.axes[0].set_ylabel(ylabel)
         if title:
@@ -332,6 +375,7 @@ def heatmaps(
     limits: tuple[Real, Real] | None = None,
     missing: str = "",
     fmt: str = ".2f",
+    bold: Mapping[str, pd.DataFrame] | None = None,
 ) -> Figure:
     """Small multiples: one panel per matrix, all of one shape, one colour scale; numbers where they can be read.
 
@@ -342,6 +386,7 @@ def heatmaps(
         panels: Title of the panel to its matrix.
         columns: Panels side by side; by default as many as leave the labels readable, at most four.
         title, xlabel, ylabel, value_label, centre, limits, missing, fmt: As for `heatmap`.
+        bold: Title of the panel to a matrix of truth values: which numbers are set in bold. None: none.
 
     Raises:
         ValueError: No panel, or matrices of different shapes.
@@ -368,19 +413,25 @@ def heatmaps(
         grid = fig.subplots(lines, columns, squeeze=False, sharex=True, sharey=True)
         for axes, (name, matrix) in zip(grid.flat, panels.items(), strict=False):
             image = _draw_matrix(
-                axes, matrix, (low, high), centre is not None, size if size >= 5 else None, missing, fmt
-            )
+                axes, matrix, (low, high), centre is not None, size if size >= 5 else None, missing, fmt,
+                strong=bold[name] if bold else None,
+            )  # fmt: skip
             axes.set_title(name, fontsize=min(10, inches * 72 / (0.66 * len(name))))
         for axes in grid.flat[len(panels) :]:
             axes.set_axis_off()
         for axes in grid.flat[max(0, len(panels) - columns) : len(panels)]:
             axes.tick_params(axis="x", labelbottom=True, labelrotation=90 if crowded else 0)
+        if len(panels) % columns:  # panels above a gap have labels, so all of their row do
+            for axes in grid[-2]:
+                axes.tick_params(axis="x", labelbottom=True, labelrotation=90 if crowded else 0)
         fig.supxlabel(xlabel, fontsize=10)
         fig.supylabel(ylabel, fontsize=10)
         known = values[np.isfinite(values)]
         over, under = (known > high + 1e-9).any(), (known < low - 1e-9).any()
         extend = {(True, True): "both", (True, False): "max", (False, True): "min"}.get((over, under), "neither")
-        bar = fig.colorbar(image, ax=grid, label=value_label, pad=0.01, extend=extend, aspect=30)
+        bar = fig.colorbar(
+            image, ax=grid, label=value_label, pad=0.01, extend=extend, aspect=fig.get_figheight() / 0.16
+        )
         bar.set_ticks([tick for tick in bar.get_ticks() if low <= tick <= high])
         if title:
             fig.suptitle(title, x=0.01, ha="left", fontsize=12)
@@ -481,23 +532,61 @@ def _one_dwarfs_the_others(tops: pd.Series) -> bool:
     return bool(len(tops) > 2 and tops.max() > 5 * tops.median())
 
 
+def _thinned(steps: int, langs: int, most: int = 12) -> int:
+    """Which every how many-th batch is labelled, so that the languages of a cycle all get their turn."""
+    every = -(-steps // most)
+    while every > 1 and math.gcd(every, langs) > 1:
+        every += 1
+    return every
+
+
+def _plain_logarithms(axes: Axes) -> None:
+    """Ticks at 1, 2 and 5 times powers of ten, or at powers alone where they are many, as plain numbers."""
+    low, high = axes.get_ylim()
+    subs = (1.0, 2.0, 5.0) if high / low < 200 else (1.0,)
+    axes.yaxis.set_major_locator(LogLocator(subs=subs))
+    axes.yaxis.set_major_formatter(lambda value, _: f"{value:,.10g}")
+    axes.yaxis.set_minor_locator(NullLocator())
+
+
 def _name_ends(axes: Axes, ends: Mapping[str, tuple[Real, Real, str]], gap: float) -> None:
     """Names at the right of their lines' ends (x, y, colour), moved apart to `gap` and tied to the ends."""
     order = sorted(ends, key=lambda name: ends[name][1])
     low, high = axes.get_ylim()
-    places = [ends[name][1] for name in order]
-    for i in range(1, len(places)):
-        places[i] = max(places[i], places[i - 1] + gap)
-    for i in reversed(range(len(places))):  # what was pushed out at the top comes back down
-        roof = high if i == len(places) - 1 else places[i + 1] - gap
-        places[i] = max(low, min(places[i], roof))
+    places = _apart([ends[name][1] for name in order], gap, low, high)
     for name, place in zip(order, places, strict=True):
         x, y, colour = ends[name]
-        tie = dict(arrowstyle="-", color=colour, lw=0.6, shrinkA=0, shrinkB=1)
+        tie = dict(arrowstyle="-", color=colour, lw=0.8, shrinkA=0, shrinkB=1, relpos=(0, 0.5))
         axes.annotate(
-            name, (x, y), (1.05, place), textcoords=("axes fraction", "data"), va="center", fontsize=8, color=colour,
+            name, (x, y), (1.06, place), textcoords=("axes fraction", "data"), va="center", fontsize=8,
             arrowprops=tie, annotation_clip=False,
         )  # fmt: skip
+
+
+def _apart(places: Sequence[Real], gap: Real, low: Real, high: Real) -> list[float]:
+    """Sorted places moved as little as possible until neighbours are `gap` apart, inside [low, high] if they fit.
+
+    Neighbours that are too near become one cluster around their mean, and clusters that then touch become one.
+    """
+    clusters: list[list[Real]] = []
+    for place in places:
+        clusters.append([place])
+        while len(clusters) > 1:
+            one, other = clusters[-2:]
+            reach = gap * (len(one) + len(other)) / 2
+            if _centre(other, gap, low, high) - _centre(one, gap, low, high) >= reach - 1e-9:
+                break
+            clusters[-2:] = [one + other]
+    return [
+        _centre(cluster, gap, low, high) + gap * (i - (len(cluster) - 1) / 2)
+        for cluster in clusters
+        for i in range(len(cluster))
+    ]
+
+
+def _centre(cluster: Sequence[Real], gap: Real, low: Real, high: Real) -> float:
+    half = gap * (len(cluster) - 1) / 2
+    return float(max(low + half, min(high - half, np.mean(cluster))))
 
 
 def _colour_limits(values: np.ndarray, centre: Real | None, share: float = 1.0) -> tuple[float, float]:
@@ -517,6 +606,7 @@ def _draw_matrix(
     size: Real | None,
     missing: str,
     fmt: str,
+    strong: pd.DataFrame | None = None,
 ) -> AxesImage:
     """Colours, labels (thinned where they are many) and, with a font `size`, numbers; empty cells stay grey."""
     values = matrix.to_numpy(float)
@@ -531,7 +621,9 @@ def _draw_matrix(
             red, green, blue, _ = image.cmap(image.norm(value))
             dark = 0.299 * red + 0.587 * green + 0.114 * blue < 0.5
             text = f"{value:z{fmt}}" if np.isfinite(value) else missing  # z: no "-0.00"
-            axes.text(j, i, text, ha="center", va="center", fontsize=size, color="white" if dark else "black")
+            weight = "bold" if strong is not None and strong.iat[i, j] else "normal"
+            colour = "white" if dark else "black"
+            axes.text(j, i, text, ha="center", va="center", fontsize=size, color=colour, weight=weight)
     return image
 
 

@@ -79,8 +79,9 @@ def beside(study: Study) -> pd.DataFrame:
 
     Efficacy is paired over facts and seeds, its verdict from the corrected tests of the data set. Of XTREME only the
     scores of whole sets are kept, so its interval treats the two methods as independent: too wide, since both answer
-    the same records, and no verdict is given. Columns data, metric, langedit, against (with "best baseline" where it
-    was chosen by its mean), its value, difference, n, seeds, paper (largest gain it reports), verdict.
+    the same records, and no verdict is given. Columns data, metric, langedit, against ("best baseline" is the one that
+    does best beside langedit on the facts and seeds they share), its value, difference, n, seeds, paper (largest gain
+    it reports), verdict; values are those of what the two share.
     """
     rows = []
     for data in study.datasets:
@@ -88,12 +89,12 @@ def beside(study: Study) -> pd.DataFrame:
             continue
         found = {EFFICACY: _efficacy(study, data, "efficacy_tf")}
         found |= {"efficacy (exact match)": _efficacy(study, data, "efficacy_em"), F1: _xtreme(study, data)}
-        for metric, (values, differences) in found.items():
-            for name, role in _opponents(values):
+        for metric, differences in found.items():
+            for name, role in _opponents(differences):
                 d = differences[name]
                 rows.append(
-                    dict(data=data, metric=metric, langedit=f"{100 * values[LANGEDIT]:.1f}", against=f"{name}{role}")
-                    | dict(value=f"{100 * values[name]:.1f}", difference=_points(d["difference"]))
+                    dict(data=data, metric=metric, langedit=f"{100 * d['ours']:.1f}", against=f"{name}{role}")
+                    | dict(value=f"{100 * d['theirs']:.1f}", difference=_points(d["difference"]))
                     | dict(n=d["difference"].n, seeds=d["seeds"], paper=GAIN.get(metric, float("nan")))
                     | dict(verdict=d["verdict"])
                 )
@@ -106,7 +107,7 @@ def verdicts(study: Study) -> list[str]:
     """Is LangEdit's advantage over AlphaEdit real on this model? One sentence per data set."""
     sentences = []
     for data in study.datasets:
-        values, differences = _efficacy(study, data, "efficacy_tf") if LANGEDIT in study.methods_of(data) else ({}, {})
+        differences = _efficacy(study, data, "efficacy_tf") if LANGEDIT in study.methods_of(data) else {}
         if ALPHAEDIT not in differences:
             continue
         d, verdict, seeds = (differences[ALPHAEDIT][k] for k in ("difference", "verdict", "seeds"))
@@ -172,45 +173,51 @@ def size_of(model: str) -> str | None:
     return f"{found[1]}{found[2].upper()}" if found else None
 
 
-def _opponents(values: dict[str, float]) -> list[tuple[str, str]]:
+def _opponents(differences: dict[str, dict]) -> list[tuple[str, str]]:
     """The best baseline and AlphaEdit; one row where they are the same."""
-    known = {m: v for m, v in values.items() if m in BASELINES}
+    known = {m: d["difference"].value for m, d in differences.items() if m in BASELINES}
     if not known:
         return []
-    best = max(known, key=known.get)
+    best = min(known, key=known.get)
     pairs = [(best, ", best baseline")]
     return pairs if best == ALPHAEDIT or ALPHAEDIT not in known else [*pairs, (ALPHAEDIT, "")]
 
 
-def _efficacy(study: Study, data: str, metric: str) -> tuple[dict[str, float], dict[str, dict]]:
-    """Means at the end per method that shares facts with LangEdit, and what its paired differences are."""
+def _efficacy(study: Study, data: str, metric: str) -> dict[str, dict]:
+    """Method that shares facts with LangEdit -> both means at the end over what they share, and their difference."""
     tests = study.tests(data, LANGEDIT)
     tests = tests[tests["metric"] == metric].set_index("b")
-    values = {m: study.estimate(data, m, metric, "final").value for m in (LANGEDIT, *tests.index) if len(tests)}
-    differences = {
+    return {
         b: dict(
+            ours=d["mean_a"],
+            theirs=d["mean_b"],
             difference=Estimate(d["difference"], d["n_facts"], d["low"], d["high"]),
             seeds=d["n_seeds"],
             verdict=d["verdict"],
         )
         for b, d in tests.iterrows()
     }
-    return values, differences
 
 
-def _xtreme(study: Study, data: str) -> tuple[dict[str, float], dict[str, dict]]:
+def _xtreme(study: Study, data: str) -> dict[str, dict]:
     means = study.xtreme(data).query("task == 'xtreme' and lang == 'all' and when == 'final'").set_index("method")
     if LANGEDIT not in means.index:
-        return {}, {}
+        return {}
     ours, differences = means.loc[LANGEDIT], {}
     for method, row in means.iterrows():
         half = np.hypot(ours["high"] - ours["low"], row["high"] - row["low"]) / 2
         d = ours["value"] - row["value"]
         estimate = Estimate(d, int(row["n"]), d - half, d + half)
+        if method == LANGEDIT:
+            continue
         differences[method] = dict(
-            difference=estimate, seeds=int(min(ours["seeds"], row["seeds"])), verdict="not tested"
+            ours=ours["value"],
+            theirs=row["value"],
+            difference=estimate,
+            seeds=int(min(ours["seeds"], row["seeds"])),
+            verdict="not tested",
         )
-    return means["value"].to_dict(), differences
+    return differences
 
 
 def _points(e: Estimate) -> str:

@@ -44,10 +44,11 @@ def _order(study: Study, data: str, methods: list[str], reference: str) -> str:
             shown.insert(3, reference)
         for m in shown[3:]:
             told[m] += f" (rank {ranked.index(m) + 1} of {len(ranked)})"
-    seeds = len({r.cell.seed for r in study.results if r.cell.data == data})
+    counts = [len({r.cell.seed for r in study.results if (r.cell.data, r.cell.method) == (data, m)}) for m in methods]
+    few, many = min(counts), max(counts)
     n = sorted({e.n for e in found.values()})
     facts = str(n[0]) if len(n) == 1 else f"{n[0]} to {n[-1]}"
-    over = "one seed" if seeds == 1 else f"{seeds} seeds"
+    over = f"{few} to {many} seeds" if few < many else "one seed" if many == 1 else f"{many} seeds"
     return f"Efficacy {WHEN['final']} (n = {facts} facts per method, {over}): {', '.join(told[m] for m in shown)}."
 
 

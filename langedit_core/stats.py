@@ -1,12 +1,15 @@
 """Intervals and tests: a mean without an interval is not a result, and many comparisons need Holm's correction.
 
 Percentile bootstrap over facts (a fact's probes, and its languages where it has several, are averaged first, since they
-share the fact), and where a run was repeated, over seeds and facts within; p = 2 min(#{m* ≤ 0}, #{m* ≥ 0}) / B, each
-count and B raised by one; seeded.
+share the fact). Where a run was repeated under several seeds, facts and seeds are resampled independently of one
+another (the pigeonhole bootstrap, Owen 2007, Annals of Applied Statistics 1:386): seeds draw from the same facts, and a
+fact that is edited again under another seed is no new fact.
+p = 2 min(#{m* ≤ 0}, #{m* ≥ 0}) / B, each count and B raised by one; seeded.
 """
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -24,8 +27,8 @@ BLOCK = 2**18  # values drawn at a time, so that they stay in the processor's ca
 DIGITS = 12  # decimals, relative to the largest value, to which equal means are equal however they were added up
 LOWER_IS_BETTER = frozenset({"drift_kl", "drift_ppl"})
 COMPARISON = (
-    "metric", "when", "a", "b", "difference", "low", "high", "n_facts", "n_seeds", "p", "p_holm", "effect",
-    "won", "lost", "verdict",
+    "metric", "when", "a", "b", "mean_a", "mean_b", "difference", "low", "high", "n_facts", "n_seeds", "p", "p_holm",
+    "effect", "won", "lost", "verdict",
 )  # fmt: skip
 VERDICTS = ("better", "worse", "no difference shown")
 
@@ -39,25 +42,36 @@ class Estimate(NamedTuple):
     high: float
 
 
-def interval(values: Iterable[float], seed: int = 0) -> Estimate:
+def interval(values: Iterable[float] | pd.Series, seed: int = 0) -> Estimate:
     """Mean of one value per fact, with a bootstrap interval.
+
+    Args:
+        values: One per fact; a series whose index has levels `seed` and `fact`, with several seeds, has one per fact
+            and seed, and n counts facts.
+        seed: Of the resampling.
 
     Raises:
         ValueError: No value, or NaN among them.
     """
+    index = values.index if isinstance(values, pd.Series) else None
     values = np.fromiter(values, dtype=float)
     if values.size == 0 or not np.isfinite(values).all():
         raise ValueError(f"an interval needs finite values, one per fact; got {values!r}")
-    mean = float(values.mean())
-    if len(values) < 2:
-        return Estimate(mean, len(values), float("nan"), float("nan"))
+    mean, codes = float(values.mean()), _codes(index)
+    n = len(values) if codes is None else int(codes[0].max()) + 1
+    if n < 2:
+        return Estimate(mean, n, float("nan"), float("nan"))
     if np.ptp(values) == 0:  # nothing to resample: every bootstrap mean is the same number
-        return Estimate(mean, len(values), mean, mean)
+        return Estimate(mean, n, mean, mean)
+    if codes is not None:
+        means, _ = _crossed(values, *codes, RESAMPLES, np.random.default_rng(seed))
+        low, high = np.quantile(means, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
+        return Estimate(mean, n, float(low), float(high))
     found = stats.bootstrap(
         (values,), np.mean, n_resamples=RESAMPLES, confidence_level=LEVEL, method="percentile",
         rng=np.random.default_rng(seed),
     ).confidence_interval  # fmt: skip
-    return Estimate(mean, len(values), float(found.low), float(found.high))
+    return Estimate(mean, n, float(found.low), float(found.high))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,15 +79,17 @@ class Paired:
     """Two methods on the same facts.
 
     Attributes:
-        difference: Mean of a − b, its interval, and n, the pairs it rests on.
+        means: Of a and of b, over what both have.
+        difference: Mean of a − b, its interval, and n, the different facts it rests on.
         n_seeds: Seeds among them.
         p: Two-sided p-value of "the mean difference is zero", not corrected for other comparisons.
         effect: d_z, the mean difference over the standard deviation of the differences, with its interval; NaN where
             all facts differ by the same amount.
-        won: Facts on which a is higher; with `lost`, of a 0/1 metric, the discordant facts.
+        won: Facts on which a is higher, over its seeds; with `lost`, of a 0/1 metric, the discordant facts.
         lost: Facts on which b is higher.
     """
 
+    means: tuple[float, float]
     difference: Estimate
     n_seeds: int
     p: float
@@ -84,11 +100,11 @@ class Paired:
     @property
     def units(self) -> str:
         """What was resampled."""
-        return "facts" if self.n_seeds == 1 else "seeds, and facts within seeds"
+        return "facts" if self.n_seeds == 1 else "facts, and seeds"
 
     @property
     def share_won(self) -> Estimate:
-        """Won among the facts that differ, with Wilson's interval, which takes facts for independent of their seed."""
+        """Won among the facts that differ, with Wilson's interval."""
         n = self.won + self.lost
         if n == 0:
             return Estimate(float("nan"), 0, float("nan"), float("nan"))
@@ -99,12 +115,12 @@ class Paired:
 def paired(a: pd.Series, b: pd.Series, seed: int = 0, resamples: int = TEST_RESAMPLES, level: float = LEVEL) -> Paired:
     """Compare two methods over the facts both have, by a paired bootstrap.
 
-    With an index level `seed` of several values, seeds are resampled, then facts within every seed drawn, so that
-    neither a lucky order of facts nor a lucky fact makes a result. With S seeds, σ_b² between them, σ_w² within and n
-    facts each, the variance of this bootstrap is ((1 − 1/S)(σ_b² + σ_w²/n) + σ_w²/n)/S where (σ_b² + σ_w²/n)/S would
-    be right: too wide if seeds agree, too narrow if they are few and differ by more than their facts let expect. Three
-    seeds cannot say how much seeds differ, and no resampling can change that: simulated with three seeds of 100 facts,
-    a true null is rejected at 5 % in 2 % of runs with σ_b = 0, in 6 % with σ_b = σ_w/√n and in 19 % with thrice that.
+    With an index level `seed` of several values, facts and seeds are resampled independently of one another, so that
+    neither a lucky order of facts nor a lucky fact makes a result, and copies of a run add nothing. With S seeds and F
+    facts, variances σ_s² between seeds, σ_f² between facts and σ² of what is left, the variance of this bootstrap is
+    about σ_s²/S + σ_f²/F + 3σ²/(SF), where σ² should count once: rather too wide, but for σ_s², of which a few seeds
+    give a factor of (1 − 1/S) too little. Three seeds cannot say how much seeds differ, and no resampling can change
+    that.
 
     The p-value inverts the percentile interval. It is never below 2^(1−n), which is where a test that only knows the
     signs of n differences ends: a handful of facts proves nothing, however alike they are.
@@ -130,10 +146,15 @@ def paired(a: pd.Series, b: pd.Series, seed: int = 0, resamples: int = TEST_RESA
         raise ValueError(f"a comparison needs finite values, one per fact; got {both[~np.isfinite(both).all(axis=1)]}")
     scale = float(both.abs().to_numpy().max()) or 1.0
     difference = ((both["a"] - both["b"]) / scale).round(DIGITS)
-    seeds = difference.index.get_level_values("seed") if "seed" in difference.index.names else None
-    groups = [difference] if seeds is None else [part for _, part in difference.groupby(seeds)]
-    means, effects = _resample([g.to_numpy() for g in groups], resamples, np.random.default_rng(seed))
+    codes, rng = _codes(difference.index), np.random.default_rng(seed)
     d, n, nothing = difference.to_numpy(), len(difference), float("nan")
+    of_facts, n_seeds = d, 1
+    if codes is None:
+        means, effects = _resample(d, resamples, rng)
+    else:
+        means, effects = _crossed(d, *codes, resamples, rng)
+        of_facts = (np.bincount(codes[0], d) / np.bincount(codes[0])).round(DIGITS)
+        n, n_seeds = len(of_facts), int(codes[1].max()) + 1
     mean = float(d.mean().round(DIGITS)) + 0.0  # + 0.0 makes −0 a plain zero
     tail = min((means <= 0).sum(), (means >= 0).sum())
     outer = [(1 - level) / 2, (1 + level) / 2]
@@ -142,38 +163,72 @@ def paired(a: pd.Series, b: pd.Series, seed: int = 0, resamples: int = TEST_RESA
     # An effect may be infinite where a resample has no spread, and between infinities nothing can be interpolated.
     of_effect = np.quantile(effects, outer, method="inverted_cdf") if math.isfinite(spread) else [nothing] * 2
     return Paired(
+        means=(float(both["a"].mean()), float(both["b"].mean())),
         difference=Estimate(mean * scale, n, float(bounds[0]), float(bounds[1])),
-        n_seeds=len(groups),
+        n_seeds=n_seeds,
         p=float(min(1.0, max(2 * (1 + tail) / (resamples + 1), 2.0 ** (1 - n)))),
         effect=Estimate(float(mean / spread), n, float(of_effect[0]), float(of_effect[1])),
-        won=int((d > 0).sum()),
-        lost=int((d < 0).sum()),
+        won=int((of_facts > 0).sum()),
+        lost=int((of_facts < 0).sum()),
     )
 
 
-def _resample(groups: Sequence[np.ndarray], resamples: int, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-    """Mean and mean over standard deviation of every resample; one group per seed.
+def _codes(index: pd.Index | None) -> tuple[np.ndarray, np.ndarray] | None:
+    """Numbers of facts and of seeds, where there are several seeds; what else the index holds belongs to the fact."""
+    if index is None or "seed" not in index.names or index.get_level_values("seed").nunique() < 2:
+        return None
+    return pd.factorize(index.droplevel("seed"))[0], pd.factorize(index.get_level_values("seed"))[0]
 
-    A seed of n facts drawn k times gives k·n draws of its facts. Only how often each distinct value is drawn matters,
-    so for shares, which have few, one multinomial draw stands for thousands (scipy's bootstrap draws every fact).
+
+def _resample(values: np.ndarray, resamples: int, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+    """Mean and mean over standard deviation of every resample of one value per fact.
+
+    Only how often each distinct value is drawn matters, so for shares, which have few, one multinomial draw stands for
+    many (scipy's bootstrap draws every fact).
     """
-    drawn = rng.integers(len(groups), size=(resamples, len(groups)))
-    n, total, squares = np.zeros((3, resamples))
-    for s, group in enumerate(groups):
-        times = (drawn == s).sum(axis=1)
-        size = len(group) * times
-        distinct, counts = np.unique(group, return_counts=True)
-        if 4 * len(distinct) <= len(group):
-            found = rng.multinomial(size, counts / len(group))
-            total, squares = total + found @ distinct, squares + found @ distinct**2
-        else:
-            for k in range(1, times.max() + 1):
-                hit = np.flatnonzero(times == k)
-                for some in np.array_split(hit, 1 + len(hit) * k * len(group) // BLOCK):
-                    found = group[rng.integers(len(group), size=(len(some), k * len(group)), dtype=np.int32)]
-                    total[some] += found.sum(axis=1)
-                    squares[some] += np.einsum("ij,ij->i", found, found)
-        n += size
+    total, squares = np.zeros((2, resamples))
+    distinct, counts = np.unique(values, return_counts=True)
+    if 4 * len(distinct) <= len(values):
+        found = rng.multinomial(len(values), counts / len(values), size=resamples)
+        total, squares = found @ distinct, found @ distinct**2
+    else:
+        for some in np.array_split(np.arange(resamples), 1 + resamples * len(values) // BLOCK):
+            found = values[rng.integers(len(values), size=(len(some), len(values)), dtype=np.int32)]
+            total[some] = found.sum(axis=1)
+            squares[some] = np.einsum("ij,ij->i", found, found)
+    return _moments(np.full(resamples, float(len(values))), total, squares)
+
+
+def _crossed(
+    values: np.ndarray, facts: np.ndarray, seeds: np.ndarray, resamples: int, rng: np.random.Generator
+) -> tuple[np.ndarray, np.ndarray]:
+    """The same with facts and seeds drawn independently: a value counts as often as its fact times its seed are drawn.
+
+    Args:
+        values: One per fact and seed.
+        facts: Number of the fact of every value, from 0.
+        seeds: Number of its seed.
+        resamples: How many.
+        rng: Of the draws.
+    """
+    shape = (int(facts.max()) + 1, int(seeds.max()) + 1)
+    there, sums, squares = np.zeros((3, *shape))
+    np.add.at(there, (facts, seeds), 1)
+    np.add.at(sums, (facts, seeds), values)
+    np.add.at(squares, (facts, seeds), values**2)
+    found = np.zeros((3, resamples))
+    for some in np.array_split(np.arange(resamples), 1 + resamples * shape[0] // BLOCK):
+        times = np.stack(
+            [np.bincount(draw, minlength=shape[0]) for draw in rng.integers(shape[0], size=(len(some), shape[0]))]
+        )
+        weights = rng.multinomial(shape[1], np.full(shape[1], 1 / shape[1]), size=len(some))
+        found[:, some] = [((times @ part) * weights).sum(axis=1) for part in (there, sums, squares)]
+    drawn = found[0] > 0  # a draw may miss all facts of its seeds
+    return _moments(*found[:, drawn])
+
+
+def _moments(n: np.ndarray, total: np.ndarray, squares: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Mean and mean over standard deviation, from counts, sums and sums of squares of resamples."""
     mean, square = (total / n).round(DIGITS), squares / n
     variance = np.where(square - mean**2 > 10.0**-DIGITS * square, square - mean**2, 0) * n / np.maximum(n - 1, 1)
     with np.errstate(divide="ignore", invalid="ignore"):
@@ -243,9 +298,9 @@ def compare_methods(
         seed: Of the resampling.
 
     Returns:
-        Columns `by` + metric, when, a, b, difference (a − b), low, high, n_facts, n_seeds, p, p_holm, effect (d_z),
-        won, lost (facts on which a is better, worse) and verdict, one of `VERDICTS`, about a. Where less is better
-        (`LOWER_IS_BETTER`), a negative difference is the better one.
+        Columns `by` + metric, when, a, b, mean_a, mean_b (over the facts and seeds of both), difference (a − b), low,
+        high, n_facts, n_seeds, p, p_holm, effect (d_z), won, lost (facts on which a is better, worse) and verdict, one
+        of `VERDICTS`, about a. Where less is better (`LOWER_IS_BETTER`), a negative difference is the better one.
 
     Raises:
         ValueError: A column is missing, no rows, a value is not finite, the reference has no rows in some group, or
@@ -264,6 +319,7 @@ def compare_methods(
         out.append(
             names
             | dict(a=reference, b=b)
+            | dict(zip(("mean_a", "mean_b"), found.means, strict=True))
             | dict(zip(("difference", "low", "high"), (d.value, d.low, d.high), strict=True))
             | dict(n_facts=d.n, n_seeds=found.n_seeds, p=found.p, p_holm=found.p, effect=found.effect.value)
             | dict(zip(("lost", "won") if less else ("won", "lost"), (found.won, found.lost), strict=True))
@@ -281,9 +337,9 @@ def compare_methods(
 def best_cells(rows: pd.DataFrame, by: Sequence[str] = ("model", "data"), *, seed: int = 0) -> set[tuple]:
     """Which cells of a table may be bold: the best mean, and every mean that is not shown to differ from it.
 
-    The best method is compared with every other one and p-values are corrected within that metric and moment. As the
-    best one is chosen on the same facts, a single bold cell means "ahead of the others here", not "ahead of them all
-    in general".
+    The best method, on the facts and seeds that all have (or on its own, if there are none), is compared with every
+    other one, and p-values are corrected within that metric and moment. As the best one is chosen on the same facts, a
+    single bold cell means "ahead of the others here", not "ahead of them all in general".
 
     Args:
         rows: As for `compare_methods`.
@@ -299,7 +355,9 @@ def best_cells(rows: pd.DataFrame, by: Sequence[str] = ("model", "data"), *, see
     cells = set()
     for (*where, metric, when), methods in _by_method(rows, by).items():
         sign = -1 if metric in LOWER_IS_BETTER else 1
-        _, best = max((sign * round(values.mean(), DIGITS), method) for method, values in methods.items())
+        common = functools.reduce(pd.Index.intersection, (values.index for values in methods.values()))
+        judged = {m: values.loc[common] if len(common) else values for m, values in methods.items()}
+        _, best = max((sign * round(values.mean(), DIGITS), method) for method, values in judged.items())
         others = [m for m in methods if m != best]
         resamples = _resamples(len(others))
         p = [paired(methods[best], methods[m], seed, resamples).p for m in others]
@@ -350,13 +408,12 @@ def summarise(rows: pd.DataFrame, by: list[str]) -> pd.DataFrame:
     """Tidy estimates from one row per probe.
 
     Args:
-        rows: Columns `fact`, `lang`, `metric`, `when`, `value` and those in `by`; facts of several seeds differ in
-            the column `seed`, if there is one.
+        rows: Columns `fact`, `lang`, `metric`, `when`, `value` and those in `by`, and `seed` if there are several.
         by: Columns that tell one estimate from another, beside metric, when and lang.
 
     Returns:
-        Columns `by` + metric, when, lang, value, n, low, high; lang "all" pools all facts, one in several languages as
-        one.
+        Columns `by` + metric, when, lang, value, n (facts), low, high; lang "all" pools all facts, one in several
+        languages as one.
     """
     unit = ["seed", "fact"] if "seed" in rows else ["fact"]
     keys = [*by, "metric", "when"]

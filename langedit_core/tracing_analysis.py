@@ -1,6 +1,7 @@
 """What traces say: effects by token role and layer, where they peak, and which layers to edit.
 
-AIE(role, l) = mean over facts of the mean over the role's tokens of IE(t, l), with bootstrap intervals over facts.
+AIE(role, l) = mean over facts of the mean over the role's tokens of IE(t, l), with bootstrap intervals over facts; one
+that is traced in several languages is averaged over them first.
 """
 
 from __future__ import annotations
@@ -37,10 +38,15 @@ def per_fact(frame: pd.DataFrame, kind: str, role: str) -> pd.DataFrame:
     return part.pivot_table(index=["lang", "fact"], columns="layer", values="effect", aggfunc="mean", sort=False)
 
 
+def _over_languages(effects: pd.DataFrame) -> pd.DataFrame:
+    """One row per fact: what is traced in several languages is one fact."""
+    return effects.groupby(level="fact", sort=False).mean()
+
+
 def curve(frame: pd.DataFrame, kind: str, role: str, *, by_lang: bool = False) -> pd.DataFrame:
     """AIE by layer, of all facts together or of every language: lang, layer, value, n, low, high."""
     effects = per_fact(frame, kind, role)
-    parts = effects.groupby(level="lang", sort=False) if by_lang else [("all", effects)]
+    parts = effects.groupby(level="lang", sort=False) if by_lang else [("all", _over_languages(effects))]
     return pd.DataFrame(
         dict(lang=lang, layer=layer, **interval(part[layer])._asdict())
         for lang, part in parts
@@ -88,7 +94,7 @@ def peaks(frame: pd.DataFrame, kind: str, role: str, seed: int = 0) -> pd.DataFr
     """
     effects = per_fact(frame, kind, role)
     rows = []
-    for lang, part in [("all", effects), *effects.groupby(level="lang", sort=False)]:
+    for lang, part in [("all", _over_languages(effects)), *effects.groupby(level="lang", sort=False)]:
         best = part.mean().idxmax()
         low, high = _place(part.columns, lambda drawn: drawn.argmax(1), [part.to_numpy()], seed)
         names = dict(kind=kind, role=role, lang=lang, n=len(part))
@@ -153,7 +159,11 @@ def recommend(frame: pd.DataFrame, width: int, window: int, seed: int = 0) -> Re
     low, high = _place(effects.columns, first, groups, seed)
     share = mean[start : start + width].sum() / max(mean.clip(min=0).sum(), 1e-30)
     return Recommendation(
-        layers=tuple(range(start, start + width)), low=low, high=high, share=float(share), n=len(effects)
+        layers=tuple(range(start, start + width)),
+        low=low,
+        high=high,
+        share=float(share),
+        n=len(_over_languages(effects)),
     )
 
 
@@ -173,7 +183,7 @@ def _place(
 
 def reading(frame: pd.DataFrame, found: Recommendation, model: str) -> list[str]:
     """Sentences about one data set, made from its numbers."""
-    facts = frame.drop_duplicates(["lang", "fact"])
+    facts = frame.drop_duplicates(["lang", "fact"]).groupby("fact", sort=False)[["clean", "corrupted"]].mean()
     total = interval(facts["clean"] - facts["corrupted"])
     sentences = [
         f"Noise takes the answer's probability from {facts['clean'].mean():.2f} to {facts['corrupted'].mean():.2f}: "

@@ -259,6 +259,7 @@ def variants_table(by_variant: Mapping[str, pd.DataFrame], value: str = "gain_ch
         row: dict[str, object] = dict(model=name, facts=found["fact"].nunique())
         for label, estimate in estimates.items():
             row |= {label: estimate.value, f"{label}_low": estimate.low, f"{label}_high": estimate.high}
+            row[f"{label}_n"] = estimate.n
         out.append(row)
     return pd.DataFrame(out)
 
@@ -275,11 +276,13 @@ COLUMNS: dict[str, str] = {
 
 
 def readable(table: pd.DataFrame) -> pd.DataFrame:
-    """`variants_table` or `sequences_table` with intervals as texts."""
+    """`variants_table` or `sequences_table` with intervals as texts, and n where it is not that of the row's facts."""
     shown = table[["model", "facts"]].copy()
     for column, label in ((c, text) for c, text in COLUMNS.items() if c in table):
+        numbers = table[[column, f"{column}_low", f"{column}_high", f"{column}_n"]].itertuples(index=False)
         shown[label] = [
-            format_ci(*row) for row in zip(table[column], table[f"{column}_low"], table[f"{column}_high"], strict=True)
+            format_ci(value, low, high, None if n in (0, facts) else int(n))
+            for (value, low, high, n), facts in zip(numbers, table["facts"], strict=True)
         ]
     return shown
 
@@ -309,6 +312,7 @@ def sequences_table(frames: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
         row: dict[str, object] = dict(model=name, facts=found["fact"].nunique())
         for label, estimate in estimates.items():
             row |= {label: estimate.value, f"{label}_low": estimate.low, f"{label}_high": estimate.high}
+            row[f"{label}_n"] = estimate.n
         out.append(row)
     return pd.DataFrame(out)
 

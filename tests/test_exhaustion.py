@@ -37,7 +37,21 @@ def test_a_sequence_that_never_fails_says_so():
     found = exhaustion.by_round(Study([failing(fails=9), failing("langedit")]), "atlas")
     assert exhaustion.ends(found)["its own edits < 0.5"].tolist() == ["> 60", "48"]
     assert "so these 60 edits do not reach its limit" in exhaustion.reading(found, "atlas")[0]
-    assert list(exhaustion.lines(found)["method"].unique()) == ["evoedit", "langedit"]
+
+
+def test_batches_are_told_from_the_first_on():
+    study = Study([failing(fails=9), failing("langedit")])
+    found = exhaustion.by_batch(study, "atlas")
+    cell = study.cell("atlas")
+    assert (
+        found.groupby("method")["edits"].apply(list).tolist()
+        == [[cell.batch * (t + 1) for t in range(cell.batches)]] * 2
+    )
+    rounds = exhaustion.by_round(study, "atlas").set_index(["method", "edits"])
+    at_end = found.set_index(["method", "edits"]).loc[rounds.index]
+    assert at_end["sofar"].tolist() == pytest.approx(rounds["sofar"].tolist())
+    means = found[found["method"] == "langedit"]["value"].to_numpy().reshape(-1, len(cell.langs)).mean(1)
+    assert means == pytest.approx(rounds.loc["langedit", "value"].to_numpy())
 
 
 def test_studies_are_paired_with_their_data_sets():

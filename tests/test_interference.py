@@ -4,7 +4,17 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from langedit_core.interference import FINDINGS, by_language, changes, followed, kept, matrix, periods, same_and_other
+from langedit_core.interference import (
+    FINDINGS,
+    by_language,
+    changes,
+    followed,
+    kept,
+    matrix,
+    periods,
+    same_and_other,
+    shown,
+)
 
 LANGS = ("en", "de", "zh")
 
@@ -71,7 +81,7 @@ def test_the_language_that_hurts_more_is_found(same, other, finding):
     rows = retention(facts=8, loss=lambda cause, victim, age: same if cause == victim else other)
     (row,) = same_and_other({"m": changes(rows, LANGS)}, 3).to_dict("records")
     assert row["finding"] == finding
-    assert row["same"].value == pytest.approx(-100 * same * 1.35) and row["n"] == row["same"].n == 6 * 8
+    assert row["same"].value == pytest.approx(-100 * same * 1.35) and row["n"] == row["same"].n == 5 * 8
     assert row["difference"].value == pytest.approx(row["other"].value - row["same"].value)
     assert row["any"].n == 8 * 8
 
@@ -85,6 +95,46 @@ def test_early_damage_is_not_blamed_on_other_languages():
     assert naive[False] < naive[True] - 2  # counting all batches would call others far worse
     (row,) = same_and_other({"m": found}, 3).to_dict("records")
     assert abs(row["difference"].value) < 2
+
+
+@pytest.mark.parametrize(("langs", "rounds"), [(("en", "de"), 2), (("en", "de"), 4), (LANGS, 2), (LANGS, 4)])
+def test_damage_that_depends_on_age_alone_shows_no_language(langs, rounds):
+    rng, rows = np.random.default_rng(1), []
+    for edited in range(len(langs) * rounds):
+        for i in range(12):
+            value = 1.0
+            for step in range(edited, len(langs) * rounds):
+                value -= 0.0 if step == edited else 0.2 / (step - edited) + rng.normal(0, 0.01)
+                rows.append(
+                    dict(
+                        seed=0,
+                        fact=f"{edited}/{i}",
+                        lang=langs[edited % len(langs)],
+                        edited=edited,
+                        step=step,
+                        tf=value,
+                    )
+                )
+    (row,) = same_and_other({"m": changes(pd.DataFrame(rows), langs)}, len(langs)).to_dict("records")
+    if len(langs) == 2:
+        assert row["n"] == 0 and row["finding"] is None  # the neighbour before is the very first batch
+    else:
+        assert abs(row["difference"].value) < 2
+
+
+def test_one_fact_in_several_languages_is_one_fact():
+    rows = retention(facts=6, loss=lambda cause, victim, age: 0.02)
+    shared = rows.assign(fact=rows["fact"].str.split("/").str[1])  # the same six facts in every batch
+    found = same_and_other({"m": changes(shared, LANGS)}, 3).iloc[0]
+    assert found["any"].n == found["same"].n == found["n"] == 6
+
+
+def test_a_cell_is_shown_where_its_interval_excludes_zero():
+    rng = np.random.default_rng(2)
+    rows = retention(facts=20, loss=lambda cause, victim, age: 0.1 * (cause == "zh") + rng.normal(0, 0.05))
+    table = shown(changes(rows, LANGS), LANGS)
+    assert table.loc["zh"].all() and table.drop(index="zh").to_numpy().mean() < 0.4
+    assert not shown(changes(rows, LANGS).iloc[:0], LANGS).any(axis=None)
 
 
 def test_one_round_has_no_test():

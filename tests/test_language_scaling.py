@@ -67,7 +67,7 @@ def test_tables_and_curves_are_about_the_compared_facts(study):
     assert design["batches"].iloc[1] == "en de nl es en de" and design["methods"].iloc[0] == "memit langedit"
     curve = language_scaling.curve(study, "atlas")
     assert sorted(curve["edits"].unique()) == [12 * (t + 1) for t in range(6)]
-    assert (curve[curve["edits"] == 12]["n"] == 12).all()
+    assert 1 < curve["n"].min() == curve["n"].max() < 12  # the facts that were asked again, from their own batch on
     assert list(language_scaling.panels(curve)) == ["memit", "langedit"]
 
 

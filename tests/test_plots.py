@@ -219,8 +219,46 @@ def test_bars_span_the_interval_and_dots_lie_at_the_value(frame):
     assert [label.get_text() for label in axes.get_yticklabels()] == METHODS
     low, high = axes.collections[1].get_segments()[0][:, 0]
     assert (low, high) == pytest.approx((row["low"], row["high"]))
-    x, y = axes.collections[4].get_offsets()[0]
+    x, y = axes.collections[6].get_offsets()[0]
     assert (x, y) == pytest.approx((row["value"], 0))
+
+
+def test_what_has_no_moment_in_between_is_drawn_from_before_editing(frame):
+    part = frame[frame["when"] != "immediate"]
+    texts = [text for text, _ in drawn_texts(plots.method_dots(part, {"efficacy": "Efficacy of edits"}))]
+    row = part.query("metric == 'efficacy' and lang == 'all' and method == 'memit'").set_index("when")["value"]
+    assert f"{row['before']:.2f} → {row['final']:.2f}" in texts and "Efficacy of edits" in texts
+    assert plots.WHEN["immediate"] not in texts
+
+
+def test_many_panels_are_set_in_rows_of_three(frame):
+    five = {f"m{i}": f"panel {i}" for i in range(5)}
+    rows = pd.concat([frame[frame["metric"] == "efficacy"].assign(metric=name) for name in five])
+    figure = plots.method_dots(rows, five)
+    assert [axes.get_title(loc="left") for axes in figure.axes] == [*five.values(), ""]
+    assert not figure.axes[5].axison
+
+
+def test_places_are_moved_apart_around_their_mean_and_stay_inside():
+    assert plots._apart([0.2, 0.5], 0.1, 0, 1) == [0.2, 0.5]
+    assert plots._apart([0.5, 0.5], 0.1, 0, 1) == pytest.approx([0.45, 0.55])
+    assert plots._apart([0.98, 0.99], 0.1, 0, 1) == pytest.approx([0.9, 1.0])
+    crowded = plots._apart(sorted(np.random.default_rng(0).uniform(0, 0.3, 8)), 0.1, 0, 1)
+    assert np.diff(crowded).min() >= 0.1 - 1e-9 and crowded[0] >= 0
+
+
+def test_labels_of_batches_are_thinned_so_that_every_language_gets_its_turn():
+    assert plots._thinned(12, 6) == 1
+    every = plots._thinned(72, 6)
+    assert 72 / every <= 12 and {t % 6 for t in range(0, 72, every)} == set(range(6))
+
+
+def test_bold_numbers_are_those_asked_for():
+    bold = pd.DataFrame([[True, False], [False, False]])
+    panels = {"a": pd.DataFrame([[1.0, 2.0], [3.0, 4.0]]), "b": pd.DataFrame([[5.0, 6.0], [7.0, 8.0]])}
+    figure = plots.heatmaps(panels, bold={"a": bold, "b": ~bold}, fmt=".0f")
+    weights = {text.get_text(): text.get_weight() for axes in figure.axes for text in axes.texts}
+    assert {n for n, weight in weights.items() if weight == "bold"} == {"1", "6", "7", "8"}
 
 
 def test_a_dot_never_stands_for_several_rows(frame):

@@ -9,7 +9,8 @@ from scipy import stats
 
 from langedit_core.stats import (
     COMPARISON,
-    _resample,
+    _codes,
+    _crossed,
     best_cells,
     compare_methods,
     holm,
@@ -56,14 +57,14 @@ def test_probes_of_one_fact_count_once():
     assert table.loc["all", "value"] == 0.5 and table.loc["all", "n"] == 2
 
 
-def test_facts_of_different_seeds_are_different_facts_and_languages_of_a_fact_are_not():
+def test_neither_another_language_nor_another_seed_makes_a_fact_another_fact():
     rows = pd.DataFrame(
         dict(fact="a", lang=lang, seed=seed, metric="efficacy_tf", when="final", value=1.0, method="m")
         for lang in ("en", "de")
         for seed in (0, 1)
     )
     table = summarise(rows, by=["method"]).set_index("lang")
-    assert table["n"].to_dict() == {"all": 2, "en": 2, "de": 2}
+    assert table["n"].to_dict() == {"all": 1, "en": 1, "de": 1}
 
 
 def test_paired_difference_uses_common_facts_only_and_is_narrower_than_unpaired():
@@ -109,7 +110,7 @@ def test_the_interval_covers_a_difference_that_exists_and_the_test_finds_it():
     assert found > 0.9 and 0.91 <= covered <= 0.98
 
 
-def test_seeds_that_differ_mislead_a_test_over_facts_but_hardly_one_over_seeds_and_facts():
+def test_seeds_that_differ_mislead_a_test_over_facts_but_hardly_one_over_facts_and_seeds():
     rng, nested, pooled, runs = np.random.default_rng(7), 0, 0, 200
     for _ in range(runs):
         d = rng.normal(size=(5, 100)) + 0.2 * rng.normal(size=(5, 1))  # no difference over many seeds
@@ -118,8 +119,8 @@ def test_seeds_that_differ_mislead_a_test_over_facts_but_hardly_one_over_seeds_a
     assert 0.01 <= nested / runs <= 0.14 < 0.25 < pooled / runs
 
 
-def test_the_docstring_states_what_three_seeds_do():
-    for between, low, high in ((0.0, 0.0, 0.05), (0.1, 0.02, 0.11), (0.3, 0.12, 0.28)):
+def test_three_seeds_reject_rarely_unless_they_differ_by_far_more_than_facts_let_expect():
+    for between, low, high in ((0.0, 0.0, 0.04), (0.1, 0.0, 0.08), (0.3, 0.05, 0.25)):
         assert low <= simulated(seeds=3, facts=100, between=between, runs=200)[0] <= high
 
 
@@ -148,24 +149,50 @@ def test_one_seed_gives_scipys_interval(levels):
     assert found.effect[2:] == pytest.approx(effect, abs=0.05 * (effect.high - effect.low))
 
 
-@pytest.mark.parametrize("levels", [3, 1000], ids=["few values", "many values"])
-def test_two_levels_have_the_variance_that_the_docstring_gives(levels):
-    rng = np.random.default_rng(5)
-    groups = [rng.integers(levels, size=200) / levels + shift for shift in (0.0, 0.1, 0.3)]
-    means, _ = _resample(groups, 20_000, rng)
-    between = np.var([g.mean() for g in groups])  # divided by S: that is (1 − 1/S) of the unbiased one
-    within = np.mean([g.var() / len(g) for g in groups])
-    assert means.var() == pytest.approx((between + within) / 3, rel=0.04)
-    assert means.mean() == pytest.approx(np.mean([g.mean() for g in groups]), abs=0.004)
+def test_facts_and_seeds_have_the_variance_that_the_docstring_gives():
+    rng, seeds, facts = np.random.default_rng(5), 8, 50
+    between, own = 0.3 * rng.normal(size=(seeds, 1)), rng.normal(size=(1, facts))
+    values = by_seed(between + own + 0.5 * rng.normal(size=(seeds, facts)))
+    means, _ = _crossed(values.to_numpy(), *_codes(values.index), 20_000, rng)
+    table = values.unstack("fact").to_numpy()
+    rest = table - table.mean(0, keepdims=True) - table.mean(1, keepdims=True) + table.mean()
+    parts = [table.mean(1).var() / seeds, table.mean(0).var() / facts, rest.var() / seeds / facts]
+    assert means.var() == pytest.approx(sum(parts), rel=0.05)  # of the sample; its parts hold σ² once each
+
+
+def test_copies_of_a_run_under_other_seeds_add_nothing():
+    rng = np.random.default_rng(6)
+    one, three = (by_seed(np.tile(rng.choice([0.0, 1.0], size=(1, 12), p=[0.4, 0.6]), (s, 1))) for s in (1, 3))
+    three = by_seed(np.tile(one.to_numpy(), (3, 1)))
+    alone, copied = (paired(x, x * 0 + 0.4) for x in (one, three))
+    assert copied.difference.n == alone.difference.n == 12 and copied.n_seeds == 3
+    assert copied.p == pytest.approx(alone.p, abs=0.02)
+    assert copied.difference[2:] == pytest.approx(alone.difference[2:], abs=0.09)  # steps of 1/12
+    assert interval(three)[2:] == pytest.approx(interval(one)[2:], abs=0.09) and interval(three).n == 12
+
+
+def test_facts_that_seeds_share_do_not_mislead_the_test():
+    rng, small, runs = np.random.default_rng(8), 0, 200
+    for _ in range(runs):
+        d = 0.9 * rng.normal(size=(1, 60)) + 0.4 * rng.normal(size=(3, 60))
+        small += paired(by_seed(d), by_seed(d * 0), resamples=999).p < 0.05
+    assert small / runs <= 0.09
+
+
+def test_facts_that_only_one_seed_has_count_there():
+    values = by_seed(np.arange(12.0).reshape(2, 6)).drop([(0, 5), (1, 0)])
+    found = interval(values)
+    assert found.n == 6 and found.value == pytest.approx(values.mean()) and found.low < found.value < found.high
 
 
 def test_seeds_of_unequal_size_count_by_their_facts():
-    groups = [np.zeros(300), np.ones(100)]
-    means, _ = _resample(groups, 4000, np.random.default_rng(0))
-    assert set(np.unique(means)) == {0.0, 0.25, 1.0}  # both the first, one of each, both the second
-    assert (means == 0.25).mean() == pytest.approx(0.5, abs=0.03)
-    a = pd.concat([by_seed(np.zeros((1, 300))), by_seed(np.ones((2, 100))).loc[[1]]])
-    assert paired(a, a * 0).difference.value == 0.25
+    values = pd.concat(
+        [by_seed(np.zeros((1, 300))), by_seed(np.ones((2, 100))).loc[[1]].rename(lambda i: f"x{i}", level=1)]
+    )
+    means, _ = _crossed(values.to_numpy(), *_codes(values.index), 4000, np.random.default_rng(0))
+    assert ((means == 0) | (means == 1)).mean() == pytest.approx(0.5, abs=0.03)  # one seed, drawn twice
+    assert means[(means > 0) & (means < 1)].mean() == pytest.approx(0.25, abs=0.01)
+    assert paired(values, values * 0).difference.value == 0.25
 
 
 def test_a_comparison_says_what_it_resampled():
@@ -173,7 +200,7 @@ def test_a_comparison_says_what_it_resampled():
     assert (paired(one, one * 0).units, paired(one, one * 0).n_seeds) == ("facts", 1)
     assert paired(one.droplevel("seed"), one.droplevel("seed") * 0).units == "facts"
     found = paired(three, three * 0)
-    assert (found.units, found.n_seeds, found.difference.n) == ("seeds, and facts within seeds", 3, 60)
+    assert (found.units, found.n_seeds, found.difference.n) == ("facts, and seeds", 3, 20)
 
 
 def test_disagreeing_seeds_widen_the_interval():
@@ -328,9 +355,10 @@ def test_a_table_of_comparisons_has_the_promised_columns_and_numbers():
     values = rows[rows["metric"] == "efficacy_tf"].set_index(["method", "seed", "fact"])["value"]
     d = values["langedit"] - values["memit"]
     assert row["difference"] == pytest.approx(0.5) and row["low"] < 0.5 < row["high"]
-    assert (row["n_facts"], row["n_seeds"]) == (120, 2)
+    assert (row["n_facts"], row["n_seeds"]) == (60, 2)
     assert row["effect"] == pytest.approx(d.mean() / d.std())
-    assert (row["won"], row["lost"]) == ((d > 0).sum(), (d < 0).sum())
+    of_facts = d.groupby("fact").mean()
+    assert (row["won"], row["lost"]) == ((of_facts > 0).sum(), (of_facts < 0).sum())
     assert table["p_holm"].tolist() == pytest.approx(holm(table["p"]).tolist())
     assert table.set_index(["metric", "b"])["verdict"].to_dict() == {
         (metric, b): "better" if b == "memit" else "no difference shown"
