@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import pandas as pd
 
-from langedit_core.stats import ALPHA, Estimate, holm, interval, paired
+from langedit_core.stats import ALPHA, Estimate, holm, interval, paired, pooled
 
 UNIT = ["seed", "fact", "tested", "batch"]
 FACT = ["seed", "fact"]  # one in several languages is one
@@ -107,10 +107,10 @@ def same_and_other(found: Mapping[str, pd.DataFrame], n_langs: int) -> pd.DataFr
         n_langs: Length of the cycle of languages.
 
     Returns:
-        One row per method: method, `any` (over all facts that were asked again), `same`, `other` and `difference`
-        (other − same; over facts that have both), each an `Estimate` in points per batch over facts, whose languages
-        are averaged first, n (facts that have both), seeds, p_holm over the methods, and finding, one of `FINDINGS`;
-        None without a test.
+        One row per method: method, `any` (over all changes of facts that were asked again), `same`, `other` and
+        `difference` (other − same; over facts that have both, their languages averaged first), each an `Estimate` in
+        points per batch whose interval is over facts, n (facts that have both), seeds, p_holm over the methods, and
+        finding, one of `FINDINGS`; None without a test.
     """
     rows, p = [], {}
     for method, part in found.items():
@@ -125,7 +125,7 @@ def same_and_other(found: Mapping[str, pd.DataFrame], n_langs: int) -> pd.DataFr
         both = pd.DataFrame(dict(same=wide["own"], other=(wide["before"] + wide["after"]) / 2))
         both = both.groupby(FACT).mean()
         nothing = Estimate(float("nan"), 0, float("nan"), float("nan"))
-        row = dict(method=method, any=interval(part.groupby(FACT)["change"].mean()))
+        row = dict(method=method, any=pooled(part.set_index(FACT)["change"]))
         row |= dict(same=nothing, other=nothing, difference=nothing, n=_distinct(both))
         row |= dict(seeds=part["seed"].nunique(), p_holm=float("nan"), finding=None)
         if len(both):

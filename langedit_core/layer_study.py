@@ -158,13 +158,13 @@ def spearman(a: np.ndarray, b: np.ndarray) -> np.ndarray:
 
 
 def alone(study: Study, data: str, metric: str, when: str = "final") -> dict[str, pd.DataFrame]:
-    """Per method, what editing one layer alone gives: lang, layer, value, n, low, high, line (the language again)."""
+    """Per method, what editing one layer alone gives, over all languages: layer, value, n, low, high."""
     rows = _rows(study, data)
     rows = rows[(rows["single"] >= 0) & (rows["metric"] == metric) & (rows["when"] == when)]
     if rows.empty:
         return {}
     found = summarise(rows.assign(layer=rows["single"]), by=["method", "layer"])
-    found = found[found["lang"] != "all"].assign(line=lambda f: f["lang"]).sort_values("layer", kind="stable")
+    found = found[found["lang"] == "all"].sort_values("layer", kind="stable")
     return {method: part.reset_index(drop=True) for method, part in found.groupby("method", sort=False)}
 
 

@@ -618,13 +618,16 @@ def _draw_matrix(
     axes.grid(visible=False)
     if size is not None:
         for (i, j), value in np.ndenumerate(values):
-            red, green, blue, _ = image.cmap(image.norm(value))
-            dark = 0.299 * red + 0.587 * green + 0.114 * blue < 0.5
             text = f"{value:z{fmt}}" if np.isfinite(value) else missing  # z: no "-0.00"
             weight = "bold" if strong is not None and strong.iat[i, j] else "normal"
-            colour = "white" if dark else "black"
-            axes.text(j, i, text, ha="center", va="center", fontsize=size, color=colour, weight=weight)
+            axes.text(j, i, text, ha="center", va="center", fontsize=size, color=ink(image, value), weight=weight)
     return image
+
+
+def ink(image: AxesImage, value: Real) -> str:
+    """Colour of a number that is written on the colour of its value."""
+    red, green, blue, _ = image.cmap(image.norm(value))
+    return "white" if 0.299 * red + 0.587 * green + 0.114 * blue < 0.5 else "black"
 
 
 def _legend(fig: Figure, axes: Axes, columns: int, title: str) -> None:

@@ -24,11 +24,16 @@ from langedit_core.plots import (
     SKY,
     VERMILION,
     WIDTH,
+    ink,
     style,
 )
 from langedit_core.subspaces import Tree
 
 FRACTION_COLOURS = (VERMILION, GREEN, BLUE, BLACK, ORANGE, PURPLE)
+SCRIPT_COLOURS = (BLUE, ORANGE, GREEN, VERMILION, PURPLE, SKY, BLACK, "#F0E442", "#8C6D31")
+FAMILY_COLOURS = (  # none of them a script's: the two strips lie side by side
+    "#332288", "#88CCEE", "#117733", "#DDCC77", "#CC6677", "#AA4499", "#882255", "#44AA99", "#999933",
+)  # fmt: skip
 COUNT_COLOURS = {2: BLUE, 4: ORANGE, 6: VERMILION, 12: GREEN}
 
 
@@ -77,8 +82,17 @@ def capacity_curves(
         )
         left.yaxis.set_major_formatter(matplotlib.ticker.FuncFormatter(lambda y, _: f"{y:g}"))
         right.set(xlabel="facts protected", ylim=(0, None), title="directions left")
+        most = max(part["protected"].max() for part in series.values())
         for axes in (left, right):
             axes.xaxis.set_major_locator(matplotlib.ticker.MaxNLocator(5, integer=True))
+            if most >= 2000:  # exact keys are spent long before the end: equal steps up to 500, then powers of ten
+                axes.set_xscale("symlog", linthresh=500, linscale=1.2)
+                axes.set_xticks(
+                    [tick for tick in (0, 100, 200, 300, 400, 500, 1000, 2000, 5000, 10000) if tick <= most]
+                )
+                axes.xaxis.set_major_formatter(matplotlib.ticker.FuncFormatter(lambda x, _: f"{x:,.0f}"))
+                axes.xaxis.set_minor_locator(matplotlib.ticker.NullLocator())
+                axes.tick_params(axis="x", labelrotation=45)
         handles = [
             matplotlib.lines.Line2D(
                 [], [], color=colours.get(f, GREY), lw=1.8, label="no C₀" if f == 1 else f"{f:.0%} free after C₀"
@@ -177,7 +191,8 @@ def clustered(
         heat.tick_params(axis="y", length=0, pad=2)
         if not many:
             heat.set_xticks(range(n), tree.order, fontsize=size)
-        scripts, families = _codes(marks.loc[tree.order, "script"]), _codes(marks.loc[tree.order, "branch"])
+        scripts = _codes(marks.loc[tree.order, "script"], SCRIPT_COLOURS)
+        families = _codes(marks.loc[tree.order, "branch"], FAMILY_COLOURS)
         strip = np.stack([scripts[0], families[0] + len(scripts[2])], axis=1)
         palette = ListedColormap([*scripts[2], *families[2]])
         strips.imshow(
@@ -221,10 +236,8 @@ def group_map(matrix: pd.DataFrame, *, title: str = "", value_label: str = "") -
         axes.set_xticks(range(n), matrix.columns, rotation=60, ha="right", rotation_mode="anchor")
         for (i, j), value in np.ndenumerate(values):
             if np.isfinite(value):
-                bright = image.norm(value) > 0.55
-                axes.text(
-                    j, i, f"{value:.2f}", ha="center", va="center", fontsize=7.5, color="black" if bright else "white"
-                )  # fmt: skip
+                colour = ink(image, value)
+                axes.text(j, i, f"{value:.2f}", ha="center", va="center", fontsize=7.5, color=colour)
         axes.set_title(title)
         fig.colorbar(image, label=value_label, pad=0.01)
     return fig
@@ -238,13 +251,12 @@ def _staggered(names: Sequence[str], many: bool) -> list[str]:
     return [name if i % 2 == 0 else " " * width + name for i, name in enumerate(names)]
 
 
-def _codes(values: pd.Series, most: int = 9) -> tuple[np.ndarray, list[str], list]:
+def _codes(values: pd.Series, base: Sequence[str], most: int = 9) -> tuple[np.ndarray, list[str], list]:
     """Codes, names and colours of a mark; those beyond the `most` frequent are one light grey."""
     counts = values.value_counts(sort=True)
     names = [name for name in counts.index if counts[name] > 1][:most]
     rest = [name for name in counts.index if name not in names]
-    base = [BLUE, ORANGE, GREEN, VERMILION, PURPLE, SKY, BLACK, "#8C6D31", "#F0E442", "#999933", "#882255"]
-    colours = base[: len(names)]
+    colours = list(base[: len(names)])
     names_shown = [f"{name} ({counts[name]})" for name in names]
     if rest:
         names_shown.append(f"others ({int(counts[rest].sum())})")

@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 
 from langedit_core.plots import BLACK, BLUE, GREEN, GREY, ORANGE, PURPLE, SKY, VERMILION, WIDTH, style
 
-PHASES = {"values": SKY, "keys": BLUE, "projection": VERMILION, "solve": ORANGE, "write": BLACK}
+OWN = {"projection": VERMILION, "solve": ORANGE, "write": BLACK}  # phases in which methods differ
 KINDS: dict[str, tuple[str, str, str]] = {  # colour, marker, label
     "svd": (GREY, "P", "SVD of the covariance, float32 (published)"),
     "exact": (GREEN, "D", "eigendecomposition (langedit)"),

@@ -27,7 +27,7 @@ def heat_maps(maps: Mapping[str, Mapping[str, pd.DataFrame]], *, title: str = ""
     """A row of panels per language, a column per kind, each roles x layers; one colour scale per kind.
 
     Args:
-        maps: Language -> kind -> average indirect effect, roles x layers.
+        maps: Label of the language -> kind -> average indirect effect, roles x layers.
         title: Above everything.
 
     Raises:
@@ -43,7 +43,7 @@ def heat_maps(maps: Mapping[str, Mapping[str, pd.DataFrame]], *, title: str = ""
         for column, kind in enumerate(kinds):
             tables = {lang: by[kind].reindex(roles) for lang, by in maps.items()}
             values = np.concatenate([table.to_numpy().ravel() for table in tables.values()])
-            low, high = min(0.0, np.nanmin(values)), max(np.nanmax(values), 1e-6)
+            low, high = 0.0, max(np.nanmax(values), 1e-6)  # the darkest colour is no effect, in every column
             colours = matplotlib.colormaps["cividis"].with_extremes(bad="#DDDDDD")
             for axes, (lang, table) in zip(panels[:, column], tables.items(), strict=True):
                 image = axes.imshow(table.to_numpy(), cmap=colours, vmin=low, vmax=high, aspect="auto")
@@ -54,7 +54,12 @@ def heat_maps(maps: Mapping[str, Mapping[str, pd.DataFrame]], *, title: str = ""
                 axes.set_xticks(range(0, len(table.columns), every), table.columns[::every], fontsize=8)
             panels[-1, column].set_xlabel("layer")
             bar = fig.colorbar(
-                image, ax=panels[:, column], orientation="horizontal", label="average indirect effect", aspect=30
+                image,
+                ax=panels[:, column],
+                orientation="horizontal",
+                label="average indirect effect (probability)",
+                aspect=30,
+                extend="min" if np.nanmin(values) < 0 else "neither",
             )
             bar.set_ticks([tick for tick in bar.get_ticks() if low <= tick <= high])
         fig.suptitle(title, x=0.01, ha="left", fontsize=12)
@@ -66,9 +71,12 @@ def layer_lines(
     *,
     looks: Mapping[str, tuple[str, str]] = LOOKS,
     title: str = "",
-    ylabel: str = "average indirect effect",
+    ylabel: str = "average indirect effect (probability)",
 ) -> Figure:
     """Effects by layer: a panel per frame, a line with its band per value of its column `line`.
+
+    More than three lines have whiskers at their highest point instead of bands; those of fewer than five facts are
+    dotted. Where frames have a column n, the legend says it.
 
     Args:
         panels: Panel title -> columns layer, value, low, high and line.
@@ -90,8 +98,15 @@ def layer_lines(
                 colour, marker = looks.get(name, (GREY, "h"))
                 x, known = part["layer"].to_numpy(), part["low"].notna().to_numpy()
                 low, high = part["low"].to_numpy(float), part["high"].to_numpy(float)
-                axes.fill_between(x, low, high, where=known, color=colour, alpha=0.12, lw=0)
-                (names[name],) = axes.plot(x, part["value"], marker + "-", color=colour, ms=4, lw=1.4)
+                few = "n" in part and part["n"].max() < 5
+                if frame["line"].nunique() <= 3:
+                    axes.fill_between(x, low, high, where=known, color=colour, alpha=0.12, lw=0)
+                elif known[top := int(part["value"].to_numpy().argmax())]:
+                    axes.vlines(x[top], low[top], high[top], color=colour, lw=1.2)
+                label = f"{name} (n = {part['n'].iloc[0]})" if "n" in part and part["n"].nunique() == 1 else name
+                (names[label],) = axes.plot(
+                    x, part["value"], marker + (":" if few else "-"), color=colour, ms=4, lw=1 if few else 1.4
+                )
             axes.axhline(0, color=GREY, lw=0.8)
             axes.set(title=heading, xlabel="layer")
             layers = frame["layer"].unique()
@@ -101,4 +116,31 @@ def layer_lines(
         drawn[0].set_ylabel(ylabel)
         fig.suptitle(title, x=0.01, ha="left", fontsize=12)
         fig.legend(names.values(), names.keys(), loc="outside lower center", ncols=min(6, len(names)))
+    return fig
+
+
+def effect_and_efficacy(points: pd.DataFrame, *, title: str = "") -> Figure:
+    """A dot per layer edited alone: what restoring it brings back against what is left of edits in it, with whiskers.
+
+    Args:
+        points: Columns layer, effect, effect_low, effect_high, value, low, high.
+        title: Above everything.
+    """
+    with style():
+        fig = Figure(figsize=(WIDTH, 4.2), layout="constrained")
+        axes = fig.subplots()
+        for row in points.itertuples():
+            axes.hlines(row.value, row.effect_low, row.effect_high, color=GREY, lw=1, alpha=0.6)
+            axes.vlines(row.effect, row.low, row.high, color=GREY, lw=1, alpha=0.6)
+        axes.scatter(points["effect"], points["value"], color=VERMILION, s=34, zorder=3)
+        for row in points.itertuples():
+            axes.annotate(f"layer {row.layer}", (row.effect, row.value), (5, 5), textcoords="offset points", fontsize=8)
+        axes.set(
+            xlabel="average indirect effect of MLP outputs at the subject's last token (probability)",
+            ylabel="efficacy of editing the layer alone, at the end",
+        )
+        for axis in (axes.xaxis, axes.yaxis):
+            low, high = axis.get_view_interval()
+            axis.set_ticks([tick for tick in axis.get_majorticklocs() if low <= tick <= high])
+        fig.suptitle(title, x=0.01, ha="left", fontsize=12)
     return fig

@@ -74,6 +74,27 @@ def interval(values: Iterable[float] | pd.Series, seed: int = 0) -> Estimate:
     return Estimate(mean, n, float(found.low), float(found.high))
 
 
+def pooled(values: pd.Series, seed: int = 0) -> Estimate:
+    """Mean over all values, of which facts have different numbers, with an interval that resamples whole facts.
+
+    Args:
+        values: Index level `fact`; every value counts the same.
+        seed: Of the resampling.
+
+    Raises:
+        ValueError: No value, or NaN among them.
+    """
+    if values.empty or not np.isfinite(values).all():
+        raise ValueError(f"an interval needs finite values; got {values!r}")
+    by_fact = values.groupby(level="fact")
+    sums, counts, n = by_fact.sum().to_numpy(), by_fact.size().to_numpy(), by_fact.ngroups
+    if n < 2:
+        return Estimate(float(values.mean()), n, float("nan"), float("nan"))
+    drawn = np.random.default_rng(seed).multinomial(n, np.full(n, 1 / n), RESAMPLES)
+    low, high = np.quantile((drawn @ sums) / (drawn @ counts), [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
+    return Estimate(float(values.mean()), n, float(low), float(high))
+
+
 @dataclass(frozen=True, kw_only=True)
 class Paired:
     """Two methods on the same facts.

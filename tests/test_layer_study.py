@@ -76,8 +76,11 @@ def test_heat_maps_are_languages_by_sets_of_layers(study):
 
 def test_single_layers_are_a_curve_and_ranges_no_part_of_it(study):
     found = layer_study.alone(study, "atlas", "efficacy_tf")["langedit"]
-    assert found[found["lang"] == "en"]["layer"].tolist() == [1, 3, 5, 7]
-    assert not found.duplicated(["line", "layer"]).any()
+    assert found["layer"].tolist() == [1, 3, 5, 7] and set(found["lang"]) == {"all"}
+    whole = layer_study.by_layers(study, "atlas").query(
+        "metric == 'efficacy_tf' and `when` == 'final' and lang == 'all'"
+    )
+    assert found["value"].tolist() == whole.set_index("layers").loc[["1", "3", "5", "7"], "value"].tolist()
 
 
 def test_rank_correlation_is_that_of_scipy():

@@ -73,8 +73,12 @@ def test_the_clustered_map_is_in_the_order_of_its_tree_and_names_every_language(
     plots.save(fig, tmp_path, "map")
 
 
+def test_no_colour_is_a_script_and_a_family():
+    assert not set(plots_capacity.SCRIPT_COLOURS) & set(plots_capacity.FAMILY_COLOURS)
+
+
 def test_rare_marks_share_one_colour():
-    codes, names, colours = plots_capacity._codes(pd.Series(["a", "a", "b", "b", "c", "d"]))
+    codes, names, colours = plots_capacity._codes(pd.Series(["a", "a", "b", "b", "c", "d"]), "rgb")
     assert names == ["a (2)", "b (2)", "others (2)"] and codes.tolist() == [0, 0, 1, 1, 2, 2] and len(colours) == 3
 
 

@@ -38,7 +38,16 @@ def maps(langs):
     }
 
 
-@pytest.fixture(params=["heat", "heat of one", "roles", "languages", "one panel", "single facts"])
+def points():
+    rng = np.random.default_rng(1)
+    found = pd.DataFrame(dict(layer=range(0, 18, 2), effect=rng.uniform(0, 0.2, 9), value=rng.uniform(0.5, 0.9, 9)))
+    return found.assign(
+        effect_low=found["effect"] - 0.02, effect_high=found["effect"] + 0.02, low=found["value"] - 0.1,
+        high=found["value"] + 0.1,
+    )  # fmt: skip
+
+
+@pytest.fixture(params=["heat", "heat of one", "roles", "languages", "one panel", "single facts", "dots"])
 def figure(request):
     match request.param:
         case "heat":
@@ -57,6 +66,8 @@ def figure(request):
             return plots_tracing.layer_lines({"hidden": lines(["nothing frozen", "MLP frozen", "attention frozen"])})
         case "single facts":
             return plots_tracing.layer_lines({"hidden": lines(["last token"], single=True)})
+        case "dots":
+            return plots_tracing.effect_and_efficacy(points(), title="gemma-3-270m, atlas: traced and edited")
 
 
 def test_a_language_keeps_its_colour_and_an_unknown_line_is_grey():
@@ -90,3 +101,22 @@ def test_a_point_never_stands_for_several_rows():
 def test_no_language_is_refused():
     with pytest.raises(ValueError, match="at least one known fact"):
         plots_tracing.heat_maps({})
+
+
+def test_a_layer_lies_where_its_effect_and_its_efficacy_are():
+    shown = points()
+    axes = plots_tracing.effect_and_efficacy(shown).axes[0]
+    np.testing.assert_allclose(axes.collections[-1].get_offsets(), shown[["effect", "value"]].to_numpy())
+    assert [text.get_text() for text in axes.texts] == [f"layer {layer}" for layer in shown["layer"]]
+
+
+def test_many_lines_have_whiskers_instead_of_bands_and_few_facts_are_dotted_and_counted():
+    frame = lines(plots.LANGUAGES).assign(n=lambda f: np.where(f["line"] == "zh", 2, 18))
+    figure = plots_tracing.layer_lines({"a": frame}, looks=plots.LANGUAGES)
+    texts = [text.get_text() for text in figure.legends[0].get_texts()]
+    assert texts == [f"{lang} (n = {2 if lang == 'zh' else 18})" for lang in plots.LANGUAGES]
+    styles = dict(zip(texts, [line.get_linestyle() for line in figure.axes[0].lines], strict=False))
+    assert {t for t, s in styles.items() if s == ":"} == {"zh (n = 2)"}
+    highest = frame.loc[frame.groupby("line", sort=False)["value"].idxmax()]
+    drawn = [bar.get_segments()[0] for bar in figure.axes[0].collections]
+    np.testing.assert_allclose([[s[0][1], s[1][1]] for s in drawn], highest[["low", "high"]].to_numpy())

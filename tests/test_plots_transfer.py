@@ -61,10 +61,11 @@ def figure(request):
 
 def test_a_dot_lies_at_its_value_within_its_interval_in_its_own_row():
     shown = with_gaps()
-    axes = plots_transfer.estimates(shown, COLUMNS).axes[0]
-    dots = {line.get_label(): line for line in axes.lines if line.get_label() in COLUMNS.values()}
+    axes, apart = plots_transfer.estimates(shown, COLUMNS).axes
+    dots = {line.get_label(): line for line in (*axes.lines, *apart.lines) if line.get_label() in COLUMNS.values()}
     assert list(dots) == list(COLUMNS.values())
-    for (name, label), bars in zip(COLUMNS.items(), axes.collections, strict=False):
+    assert [line.get_label() for line in apart.lines if line.get_label() in dots] == [COLUMNS["spared"]]
+    for (name, label), bars in zip(COLUMNS.items(), (*axes.collections, *apart.collections), strict=True):
         x, y = dots[label].get_data()
         np.testing.assert_array_equal(x, shown[name])
         assert (np.abs(y - np.arange(len(shown))) < 0.5).all()  # nearer to its model than to another one
@@ -81,7 +82,7 @@ def test_a_dot_lies_at_its_value_within_its_interval_in_its_own_row():
 def test_estimates_of_one_model_do_not_lie_on_one_another():
     axes = plots_transfer.estimates(table(), COLUMNS).axes[0]
     heights = [line.get_ydata()[0] for line in axes.lines if line.get_label() in COLUMNS.values()]
-    assert len(set(heights)) == len(COLUMNS)
+    assert len(set(heights)) == len(COLUMNS) - 1  # facts that were not edited are in a panel of their own
 
 
 def test_what_a_table_lacks_is_left_out_and_an_unknown_estimate_is_grey():

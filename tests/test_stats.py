@@ -17,6 +17,7 @@ from langedit_core.stats import (
     interval,
     paired,
     paired_difference,
+    pooled,
     summarise,
     unpaired_difference,
 )
@@ -177,6 +178,21 @@ def test_facts_that_seeds_share_do_not_mislead_the_test():
         d = 0.9 * rng.normal(size=(1, 60)) + 0.4 * rng.normal(size=(3, 60))
         small += paired(by_seed(d), by_seed(d * 0), resamples=999).p < 0.05
     assert small / runs <= 0.09
+
+
+def test_a_pooled_mean_counts_values_and_resamples_facts():
+    rng = np.random.default_rng(9)
+    effect, counts = rng.normal(size=30), rng.integers(1, 9, 30)
+    index = pd.Index(np.repeat([f"f{i}" for i in range(30)], counts), name="fact")
+    values = pd.Series(np.repeat(effect, counts), index=index)
+    found = pooled(values)
+    assert (found.value, found.n) == (pytest.approx(values.mean()), 30)
+    share = counts / counts.sum()  # the variance of a ratio of sums over facts
+    deviation = np.sqrt(np.sum((share * (effect - values.mean())) ** 2) * 30 / 29)
+    assert (found.high - found.low) / 2 == pytest.approx(1.96 * deviation, rel=0.12)
+    assert np.isnan(pooled(values.loc["f0"]).low) and pooled(values.loc["f0"]).n == 1
+    with pytest.raises(ValueError, match="finite values"):
+        pooled(values * np.nan)
 
 
 def test_facts_that_only_one_seed_has_count_there():
