@@ -45,8 +45,8 @@ def best() -> str:
     winners = table("winners").set_index("metric")["mzsre"]
     told = ", ".join(f"{metric} `{'`, `'.join(methods.split(', '))}`" for metric, methods in winners.items())
     return (
-        f"**Best at the end**, and behind it what is not shown to differ: {told} (chosen on the same facts, {N02}). What "
-        "keeps edits best is not what spares the rest best."
+        f"**Best at the end**, and behind it what is not shown to differ: {told} (chosen on the same facts, {N02}). "
+        "What keeps edits best is not what spares the rest best."
     )
 
 
@@ -162,20 +162,30 @@ def capacity() -> str:
 
 
 def how_many_languages() -> str:
-    prices = table("languages_prices_atlas").query("metric == 'efficacy'").set_index(["method", "effect"])
-    told = {m: prices.loc[(m, "6 languages for 2")] for m in ("alphaedit", "langedit")}
-    holds(all(r["verdict"] == NONE for r in told.values()), "six languages cost no more than two")
-    edits = [-float(prices.loc[(m, "more edits"), "difference"].split()[0]) for m in told]
+    six, twelve = (prices(data, f"{n} languages for 2") for data, n in (("atlas", 6), ("mzsre", 12)))
+    holds(all(r["verdict"] == NONE for r in (*six.values(), *twelve.values())), "more languages cost no more than two")
+    more = [told for data in ("atlas", "mzsre") for told in prices(data, "more edits").values()]
+    lost = [-100 * float(r["difference"].split()[0]) for r in more]
     taken = table("languages_taken_lists").set_index("protected")
     others = taken.where(taken.index.to_numpy()[:, None] != taken.columns.to_numpy()[None, :]).stack().mean()
-    differences = ", ".join(f"`{m}` {minus(r['difference'])}" for m, r in told.items())
     return (
-        "**How many languages fit?** Edits cost; that languages do is not shown: with as many edits in six languages as "
-        f"in two the first languages' facts end with an efficacy that differs by {differences} (n = "
-        f"{told['langedit']['n']}), while the edits that follow cost them {100 * edits[0]:.0f} and {100 * edits[1]:.0f} points. In {len(taken)} languages "
-        f"keys share most within a script ([map]({R}/figures/languages_map.png)), and protecting one language takes "
-        f"{others:.2f} of another's energy ({N05})."
+        "**How many languages fit?** Edits cost, which languages are not shown to do: with as many edits in six "
+        f"languages as in two the first languages' facts end {differing(six)} on atlas, in twelve {differing(twelve)} "
+        f"on mzsRE, while the edits that follow take {min(lost):.0f} to {max(lost):.0f} points from them "
+        f"([figure]({R}/figures/languages_curve_mzsre.png)). In {len(taken)} languages keys share most within a script "
+        f"([map]({R}/figures/languages_map.png)), and protecting one language takes {others:.2f} of another's energy "
+        f"({N05})."
     )
+
+
+def prices(data: str, effect: str) -> dict[str, pd.Series]:
+    found = table(f"languages_prices_{data}").query("metric == 'efficacy' and effect == @effect").set_index("method")
+    return {method: found.loc[method] for method in ("alphaedit", "langedit")}
+
+
+def differing(found: dict[str, pd.Series]) -> str:
+    told = ", ".join(f"{minus(r['difference'])} (`{method}`)" for method, r in found.items())
+    return f"{told} apart, n = {next(iter(found.values()))['n']},"
 
 
 def transfer() -> str:
@@ -192,10 +202,10 @@ def transfer() -> str:
     return (
         "**Does knowledge transfer between languages?** Where strings do: in small models trained here an edit reaches "
         f"other languages in {shared} of the cases if all languages told the fact under the same names, {alone} if one "
-        f"of them did, {unlike} if all told it and no string is alike (n = {told['transfer_n']}, {apart['transfer_n']} and "
-        f"{names['different_n']} facts). On Gemma it is {ci(gemma)} (n = {gemma['facts']}), {ci(neither)} where neither "
-        f"subject nor object is written alike (n = {neither['facts']}), and on natural facts {ci(natural)} (n = "
-        f"{natural['facts']}); no projection is shown to suppress it "
+        f"of them did, {unlike} if all told it and no string is alike (n = {told['transfer_n']}, "
+        f"{apart['transfer_n']} and {names['different_n']} facts). On Gemma it is {ci(gemma)} (n = {gemma['facts']}), "
+        f"{ci(neither)} where neither subject nor object is written alike (n = {neither['facts']}), and on natural "
+        f"facts {ci(natural)} (n = {natural['facts']}); no projection is shown to suppress it "
         f"([figure]({R}/figures/transfer_matrix_atlas.png), {N06})."
     )
 
