@@ -620,7 +620,9 @@ def _draw_matrix(
         for (i, j), value in np.ndenumerate(values):
             text = f"{value:z{fmt}}" if np.isfinite(value) else missing  # z: no "-0.00"
             weight = "bold" if strong is not None and strong.iat[i, j] else "normal"
-            axes.text(j, i, text, ha="center", va="center", fontsize=size, color=ink(image, value), weight=weight)
+            # The Chinese font has no bold face, and numbers need none of its characters.
+            look = dict(fontsize=size, color=ink(image, value), weight=weight, family="DejaVu Sans")
+            axes.text(j, i, text, ha="center", va="center", **look)
     return image
 
 

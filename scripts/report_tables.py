@@ -49,10 +49,6 @@ def minus(text: str) -> str:
     return text.replace("-0.00", "0.00").replace("-", "−")
 
 
-def span(values: pd.Series) -> str:
-    return minus(f"{values.min():.2f} to {values.max():.2f}")
-
-
 def holds(condition: object, claim: str) -> None:
     """Stop where the tables say something else than a sentence does."""
     if not condition:
