@@ -175,10 +175,10 @@ def how_many_languages() -> str:
     others = taken.where(taken.index.to_numpy()[:, None] != taken.columns.to_numpy()[None, :]).stack().mean()
     return (
         "**How many languages fit?** Edits cost; that languages do is not shown. With as many edits the first "
-        f"languages' facts end {'; '.join(told)}, while the edits that follow take {min(lost):.0f} to {max(lost):.0f} points from "
-        f"them ([figure]({R}/figures/languages_curve_{[*known][-1]}.png)). In {len(taken)} languages keys share most "
-        f"within a script ([map]({R}/figures/languages_map.png)), and protecting one language takes {others:.2f} of "
-        f"another's energy ({N05})."
+        f"languages' facts end {'; '.join(told)}, while the edits that follow take {min(lost):.0f} to {max(lost):.0f} "
+        f"points from them ([figure]({R}/figures/languages_curve_{[*known][-1]}.png)). In {len(taken)} languages keys "
+        f"share most within a script ([map]({R}/figures/languages_map.png)), and protecting one language takes "
+        f"{others:.2f} of another's energy ({N05})."
     )
 
 
