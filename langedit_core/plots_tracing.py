@@ -133,14 +133,22 @@ def effect_and_efficacy(points: pd.DataFrame, *, title: str = "") -> Figure:
             axes.hlines(row.value, row.effect_low, row.effect_high, color=GREY, lw=1, alpha=0.6)
             axes.vlines(row.effect, row.low, row.high, color=GREY, lw=1, alpha=0.6)
         axes.scatter(points["effect"], points["value"], color=VERMILION, s=34, zorder=3)
-        for row in points.itertuples():
-            axes.annotate(f"layer {row.layer}", (row.effect, row.value), (5, 5), textcoords="offset points", fontsize=8)
+        for i, row in enumerate(points.sort_values("effect").itertuples()):  # neighbours' names above and below
+            place = dict(xytext=(5, 5 if i % 2 else -12), textcoords="offset points", fontsize=8)
+            axes.annotate(f"layer {row.layer}", (row.effect, row.value), **place)
         axes.set(
             xlabel="average indirect effect of MLP outputs at the subject's last token (probability)",
             ylabel="efficacy of editing the layer alone, at the end",
         )
-        for axis in (axes.xaxis, axes.yaxis):
-            low, high = axis.get_view_interval()
-            axis.set_ticks([tick for tick in axis.get_majorticklocs() if low <= tick <= high])
+        # Most layers bring back next to nothing: equal steps up to a tenth of the largest effect, then powers.
+        axes.set_xscale("symlog", linthresh=max(0.1 * points["effect"].max(), 1e-6))
+        axes.xaxis.set_major_formatter(lambda value, _: f"{value:.2g}")
+        low, high = axes.xaxis.get_view_interval()
+        steps = [0.0, *(m * 10.0**e for e in range(-6, 1) for m in (1, 2, 5))]
+        reach = points["effect_high"].max()
+        axes.set_xticks([tick for tick in steps if low <= tick <= high and (tick == 0 or tick >= 0.02 * reach)])
+        axes.xaxis.set_minor_locator(matplotlib.ticker.NullLocator())
+        low, high = axes.yaxis.get_view_interval()
+        axes.set_yticks([tick for tick in axes.get_yticks() if low <= tick <= high])
         fig.suptitle(title, x=0.01, ha="left", fontsize=12)
     return fig

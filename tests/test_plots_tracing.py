@@ -107,7 +107,8 @@ def test_a_layer_lies_where_its_effect_and_its_efficacy_are():
     shown = points()
     axes = plots_tracing.effect_and_efficacy(shown).axes[0]
     np.testing.assert_allclose(axes.collections[-1].get_offsets(), shown[["effect", "value"]].to_numpy())
-    assert [text.get_text() for text in axes.texts] == [f"layer {layer}" for layer in shown["layer"]]
+    names = {text.get_text(): text.xy for text in axes.texts}
+    assert names == {f"layer {r.layer}": (r.effect, r.value) for r in shown.itertuples()}
 
 
 def test_many_lines_have_whiskers_instead_of_bands_and_few_facts_are_dotted_and_counted():
