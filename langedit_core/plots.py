@@ -24,6 +24,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.image import AxesImage
 from matplotlib.ticker import LogLocator, NullLocator
+from PIL import Image
 
 from langedit_core.errors import unknown
 from langedit_core.storage import write_bytes
@@ -145,11 +146,20 @@ def save(fig: Figure, folder: str | Path, name: str, alt: str | None = None) -> 
         fig.set_layout_engine("none")  # constrained layout moves a little at every drawing
         fig.savefig(png, format="png", dpi=DPI, metadata={"Software": None})
         fig.savefig(svg, format="svg", metadata={"Date": None, "Creator": None})
+    small = _with_palette(png)
     write_bytes(folder / f"{name}.svg", svg.getvalue())
-    write_bytes(folder / f"{name}.png", png.getvalue())
+    write_bytes(folder / f"{name}.png", small)
     titles = [fig.get_suptitle(), *(axes.get_title(loc="left") for axes in fig.axes)]
     described = alt or "; ".join(title for title in titles if title) or name
-    return SavedFigure(png=folder / f"{name}.png", data=png.getvalue(), alt=described)
+    return SavedFigure(png=folder / f"{name}.png", data=small, alt=described)
+
+
+def _with_palette(png: io.BytesIO) -> bytes:
+    """The picture in 256 colours: a third of the bytes, and a report holds them several times."""
+    out = io.BytesIO()
+    shown = Image.open(png).convert("RGB").quantize(256, dither=Image.Dither.NONE)
+    shown.save(out, "png", optimize=True, dpi=(DPI, DPI))
+    return out.getvalue()
 
 
 def method_dots(

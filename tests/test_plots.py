@@ -1,5 +1,6 @@
 """Figures keep their promises: every glyph drawn, nothing cut off, equal data give equal bytes."""
 
+import io
 import json
 import re
 import warnings
@@ -10,6 +11,7 @@ import pandas as pd
 import pytest
 from matplotlib.figure import Figure
 from matplotlib.font_manager import findfont, get_font, ttfFontProperty
+from PIL import Image
 
 from langedit_core import plots
 
@@ -332,6 +334,19 @@ def test_unknown_metric_language_and_object_are_refused_with_the_known_ones(fram
 def test_names_that_would_leave_the_folder_are_refused(name, tmp_path):
     with pytest.raises(ValueError, match="must consist of letters"):
         plots.save(Figure(), tmp_path, name)
+
+
+def test_a_palette_makes_pictures_small_and_changes_no_colour_visibly(tmp_path):
+    matrix = pd.DataFrame(np.random.default_rng(0).uniform(size=(60, 60)))
+    figure = plots.heatmap(matrix, title="noise", value_label="share")
+    saved = plots.save(figure, tmp_path, "noise")
+    plain = io.BytesIO()
+    with plots.style():
+        figure.savefig(plain, format="png", dpi=plots.DPI)
+    assert len(saved.data) < 0.6 * len(plain.getvalue())
+    one, other = (np.asarray(Image.open(io.BytesIO(x)).convert("RGB"), int) for x in (saved.data, plain.getvalue()))
+    assert one.shape == other.shape
+    assert abs(one - other).mean() < 2 and np.quantile(abs(one - other), 0.999) < 16  # of 255
 
 
 def test_saved_figure_shows_the_saved_bytes_and_describes_itself(frame, tmp_path):
