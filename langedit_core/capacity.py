@@ -26,17 +26,18 @@ SAMPLE = 100
 COLUMNS = ("protected", "rank", "survival", "smallest", "exposed")
 
 
-def incremental_curve(space: NullSpace, keys: Float[Tensor, "d n"], batch: int) -> pd.DataFrame:
-    """Protect keys batch by batch, exactly (EvoEdit's space), and see what is left for the next batch.
+def incremental_curve(space: NullSpace, keys: Float[Tensor, "d n"], batch: int, ahead: int = 0) -> pd.DataFrame:
+    """Protect keys batch by batch, exactly (EvoEdit's space), and see what is left for the next keys.
 
     Args:
         space: Free at the start: null(C₀), or everything.
         keys: In the order in which they are protected.
         batch: Keys protected at a time.
+        ahead: How many of the next keys are looked at, at least a batch: the more, the smoother the curve.
 
     Returns:
-        A row per batch that is still to come: `COLUMNS`; `survival` is the mean of the next batch's keys, `smallest`
-        its smallest, `exposed` the mean over keys protected already.
+        A row per batch that is still to come: `COLUMNS`; `survival` is the mean of the next keys, `smallest` their
+        smallest, `exposed` the mean over keys protected already.
 
     Raises:
         ValueError: Less than one key, or a batch below one.
@@ -44,10 +45,9 @@ def incremental_curve(space: NullSpace, keys: Float[Tensor, "d n"], batch: int) 
     _check(keys, batch)
     keys, rows = keys.double(), []
     for start in range(0, keys.shape[1], batch):
-        coming = keys[:, start : start + batch]
-        rows.append(_row(space, keys, start, coming))
+        rows.append(_row(space, keys, start, keys[:, start : start + max(batch, ahead)]))
         if space.rank > 0:
-            space = space.without(coming)
+            space = space.without(keys[:, start : start + batch])
     return pd.DataFrame(rows, columns=list(COLUMNS))
 
 
@@ -57,6 +57,7 @@ def covariance_curve(
     thresholds: Sequence[Threshold],
     batch: int,
     checkpoints: int = 12,
+    ahead: int = 0,
 ) -> dict[Threshold, pd.DataFrame]:
     """The same with the running covariance and its cut (LangEdit as written), decomposed at some checkpoints only.
 
@@ -66,8 +67,9 @@ def covariance_curve(
         covariance: C₀; it is left as it is.
         keys: In the order in which they are protected.
         thresholds: Where C₀ is cut.
-        batch: The next keys that are looked at.
+        batch: Keys protected at a time.
         checkpoints: Moments, evenly spaced from the first key to the last batch.
+        ahead: As for `incremental_curve`.
 
     Raises:
         ValueError: Less than one key, a batch or a number of checkpoints below one.
@@ -91,7 +93,7 @@ def covariance_curve(
             else:  # the cut may be an eigenvalue of C₀ that is protected; rounding shall not free it
                 cut = cuts[threshold] * (1 - 1e-7) * covariance.count / running.count
                 space = cut_spectrum(eigenvalues, vectors, Threshold(kind="absolute", value=cut))
-            rows[threshold].append(_row(space, keys, moment, keys[:, moment : moment + batch]))
+            rows[threshold].append(_row(space, keys, moment, keys[:, moment : moment + max(batch, ahead)]))
     return {threshold: pd.DataFrame(found, columns=list(COLUMNS)) for threshold, found in rows.items()}
 
 

@@ -48,6 +48,10 @@ SHARES = (0.5, 0.2, 0.1, 0.05)
 """Levels of capacity at which a limit is reported."""
 
 
+AHEAD = 200
+"""Keys whose mean is a curve's point, a twentieth of all at most: of fewer, chance would decide where curves bend."""
+
+
 def remembered(results: str | Path | None, what: str, key: dict, make: Callable[[], object]):
     """`kept`, in the folder of this study."""
     folder = None if results is None else Path(results) / "capacity"
@@ -197,10 +201,10 @@ def curves(
         for fraction in fractions:
             threshold = Threshold(kind="fraction", value=fraction)
             space = NullSpace(d=len(mixed.keys)) if fraction == 1 else spaces[threshold]
-            made = incremental_curve(space, mixed.keys, batch)
+            made = incremental_curve(space, mixed.keys, batch, ahead)
             parts.append(made.assign(how="exact keys", fraction=fraction))
         below = [Threshold(kind="fraction", value=f) for f in fractions if f < 1]
-        for threshold, made in covariance_curve(mixed.covariance, mixed.keys, below, batch, checkpoints).items():
+        for threshold, made in covariance_curve(mixed.covariance, mixed.keys, below, batch, checkpoints, ahead).items():
             parts.append(made.assign(how="running covariance", fraction=threshold.value))
         frame = pd.concat(parts, ignore_index=True)
         return frame.astype(object).where(frame.notna(), None).to_dict("records")
@@ -209,7 +213,8 @@ def curves(
         threshold: exact_null_space(mixed.covariance.mean, threshold)
         for threshold in (Threshold(kind="fraction", value=f) for f in fractions if f < 1)
     }
-    key = mixed.key | dict(fractions=list(fractions), batch=batch, checkpoints=checkpoints)
+    ahead = min(AHEAD, mixed.keys.shape[1] // 20)
+    key = mixed.key | dict(fractions=list(fractions), batch=batch, checkpoints=checkpoints, ahead=ahead)
     frame = pd.DataFrame(remembered(results, "curves", key, make), columns=["how", "fraction", *COLUMNS])
     return frame.astype({"survival": float, "smallest": float, "exposed": float, "protected": int, "rank": int})
 

@@ -78,7 +78,7 @@ def capacity_curves(
             yscale="log",
             ylim=(1e-3, 1.2),
             xlabel="facts protected",
-            title="energy of the next keys that survives (share)",
+            title="mean energy of the next keys that survives",
         )
         left.yaxis.set_major_formatter(matplotlib.ticker.FuncFormatter(lambda y, _: f"{y:g}"))
         right.set(xlabel="facts protected", ylim=(0, None), title="directions left")
@@ -92,6 +92,7 @@ def capacity_curves(
                 )
                 axes.xaxis.set_major_formatter(matplotlib.ticker.FuncFormatter(lambda x, _: f"{x:,.0f}"))
                 axes.xaxis.set_minor_locator(matplotlib.ticker.NullLocator())
+                axes.set_xlim(0, most)
                 axes.tick_params(axis="x", labelrotation=45)
         handles = [
             matplotlib.lines.Line2D(

@@ -25,6 +25,10 @@ def covariance_of(keys):
 
 
 def test_orthogonal_keys_take_nothing_from_each_other_and_one_direction_each():
+    wide = capacity.incremental_curve(NullSpace(d=8), torch.eye(8).double(), batch=2, ahead=4)
+    assert wide["protected"].tolist() == [0, 2, 4, 6] and (wide["survival"] == 1).all()
+    mixed = torch.eye(8).double()[:, [0, 1, 0, 2]]  # the third key is the first one again
+    assert capacity.incremental_curve(NullSpace(d=8), mixed, 1, ahead=2)["survival"].tolist() == [1, 0.5, 0.5, 1]
     curve = capacity.incremental_curve(NullSpace(d=8), torch.eye(8).double(), batch=2)
     assert list(curve.columns) == list(capacity.COLUMNS)
     assert curve["protected"].tolist() == [0, 2, 4, 6]
