@@ -158,9 +158,9 @@ def capacity() -> str:
         f"fact a tenth of its key's energy after {exact['≤ 0.1']} facts and a twentieth after {exact['≤ 0.05']}, which "
         "the spectrum of the keys predicts; the running covariance still has "
         f"{mean['free at last']:,} directions free after {mean['keys']:,}, since it hardly protects any "
-        f"([figure]({R}/figures/exhaustion_capacity.png)). Nor is its capacity a warning: of real edits on mzsRE "
-        f"`evoedit` alone falls below an efficacy of one half within {real['edits'].max()}, and on the small `atlas-lm` "
-        f"`langedit` ends {small['edits']:,} with {small['rank']:.0f} of 512 directions free and an efficacy of "
+        f"([figure]({R}/figures/exhaustion_capacity.png)). Real edits fail for other reasons: on mzsRE `evoedit` falls "
+        f"below an efficacy of one half within {real['edits'].max()}, `alphaedit` and `langedit` do not, and on the small "
+        f"`atlas-lm` `langedit` ends {small['edits']:,} with {small['rank']:.0f} of 512 directions free and "
         f"{small['sofar']:.2f} ([07]({R}/07_exhaustion.html), [small](reports/small/07_exhaustion.html))."
     )
 
