@@ -159,9 +159,10 @@ def capacity() -> str:
         "the spectrum of the keys predicts; the running covariance still has "
         f"{mean['free at last']:,} directions free after {mean['keys']:,}, since it hardly protects any "
         f"([figure]({R}/figures/exhaustion_capacity.png)). Real edits fail for other reasons: on mzsRE `evoedit` falls "
-        f"below an efficacy of one half within {real['edits'].max()}, `alphaedit` and `langedit` do not, and on the small "
-        f"`atlas-lm` `langedit` ends {small['edits']:,} with {small['rank']:.0f} of 512 directions free and "
-        f"{small['sofar']:.2f} ([07]({R}/07_exhaustion.html), [small](reports/small/07_exhaustion.html))."
+        f"below an efficacy of one half within {real['edits'].max()}, `alphaedit` and `langedit` do not, and on the "
+        f"small `atlas-lm` `langedit` ends {small['edits']:,} edits with {small['rank']:.0f} of 512 directions free "
+        f"and an efficacy of {small['sofar']:.2f} ([07]({R}/07_exhaustion.html), "
+        "[small](reports/small/07_exhaustion.html))."
     )
 
 
