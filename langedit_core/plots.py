@@ -431,7 +431,7 @@ def heatmaps(
             axes.set_axis_off()
         for axes in grid.flat[max(0, len(panels) - columns) : len(panels)]:
             axes.tick_params(axis="x", labelbottom=True, labelrotation=90 if crowded else 0)
-        if len(panels) % columns:  # panels above a gap have labels, so all of their row do
+        if lines > 1 and len(panels) % columns:  # panels above a gap have labels, so all of their row do
             for axes in grid[-2]:
                 axes.tick_params(axis="x", labelbottom=True, labelrotation=90 if crowded else 0)
         fig.supxlabel(xlabel, fontsize=10)

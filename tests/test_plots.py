@@ -306,6 +306,13 @@ def test_small_multiples_share_one_scale_that_an_outlier_does_not_stretch():
     assert [axes.get_title(loc="left") for axes in figure.axes[:10]] == list(panels)
 
 
+@pytest.mark.parametrize(("count", "without"), [(1, 0), (2, 0), (4, 0), (5, 0), (6, 3)])
+def test_panels_above_a_gap_have_their_labels_as_all_of_their_row_do(count, without):
+    figure = plots.heatmaps({str(i): square(i) for i in range(count)}, columns=3)
+    shown = [axes.xaxis.get_tick_params()["labelbottom"] for axes in figure.axes[:count]]
+    assert shown == [False] * without + [True] * (count - without)
+
+
 def test_small_multiples_of_different_shapes_or_none_are_refused():
     with pytest.raises(ValueError, match=r"matrices of one shape; got \[\(3, 3\), \(4, 4\)\]"):
         plots.heatmaps({"a": square(0, 4), "b": square(0, 3)})
