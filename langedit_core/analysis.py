@@ -39,7 +39,7 @@ from langedit_core.stats import (
 )
 from langedit_core.study import run_cells
 from langedit_core.tables import COLUMNS, FULL, MISSING, Bold, format_ci, full_table
-from langedit_core.xtreme_tables import differences, over_seeds, readable, sizes
+from langedit_core.xtreme_tables import over_seeds, readable, sizes
 
 
 def open_study(
@@ -422,10 +422,6 @@ class Study:
     def xtreme_table(self, data: str) -> pd.DataFrame:
         """The same as it is read."""
         return readable(self.xtreme(data))
-
-    def xtreme_changes(self, data: str) -> dict[str, pd.DataFrame]:
-        """Per task, methods × languages: final − before in points."""
-        return differences(self.xtreme(data), self.methods_of(data), self.cell(data).langs)
 
     def xtreme_seconds(self) -> pd.DataFrame:
         """Per data set and task: records of one evaluation, its seconds, and where it is n/a."""

@@ -1,6 +1,6 @@
 """XTREME before and after editing: from what the cells hold to the frames of tables and figures.
 
-change = 100 (F1 at the end − F1 before); where a language lacks a task both are n/a, and so is their difference.
+Where a language lacks a task, its F1 is n/a.
 """
 
 from __future__ import annotations
@@ -70,22 +70,6 @@ def _row(task: str, metric: str, method: str, part: pd.DataFrame, lead: str = ""
     told = dict(all=lead + format_ci(*whole[["value", "low", "high"]]), n=whole["n"])
     name = metric if task == MEAN else task
     return dict(task=name, method=method) | langs | told | dict(seconds=f"{seconds:.0f}" if task != MEAN else "–")
-
-
-def differences(found: pd.DataFrame, methods: Sequence[str], langs: Sequence[str]) -> dict[str, pd.DataFrame]:
-    """Per task, methods × languages: final − before in points; NaN where a language lacks the task.
-
-    Args:
-        found: From `over_seeds`.
-        methods: Order of the rows; those that were not asked are left out.
-        langs: Order of the columns; "all" is last.
-    """
-    wide = found.pivot(index=["task", "method", "lang"], columns="when", values="value")
-    change, asked = 100 * (wide["final"] - wide["before"]), set(found["lang"])
-    index = [method for method in methods if method in set(found["method"])]
-    columns = [lang for lang in (*dict.fromkeys(langs), "all") if lang in asked]
-    tasks = dict.fromkeys(found["task"])
-    return {task: change[task].unstack("lang").reindex(index=index, columns=columns) for task in tasks}
 
 
 def sizes(found: pd.DataFrame) -> pd.DataFrame:
