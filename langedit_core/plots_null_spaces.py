@@ -1,15 +1,13 @@
 """Figures of the null-space notebook: variants over the sequence, and what the threshold does.
 
-Colours are those of `plots` where a variant is a method; variants of one method share its colour and differ in dashes,
-thresholds go from dark (few free directions) to light.
+Colours are those of `plots` where a variant is a method; variants of one method share its colour and differ in dashes.
 """
 
+import math
 from collections.abc import Collection, Mapping, Sequence
 
-import matplotlib
 import numpy as np
 import pandas as pd
-from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 
 from langedit_core.plots import BLACK, BLUE, GREEN, GREY, METHODS, ORANGE, PURPLE, VERMILION, WIDTH, style
@@ -24,11 +22,8 @@ LOOKS: dict[str, tuple[str, str, str]] = {  # colour, marker, dashes
 }
 
 
-def looks_of(names: Sequence[str], ordered: bool = False) -> dict[str, tuple[str, str, str]]:
-    """Colour, marker and dashes per variant; `ordered` names get shades instead, dark to light."""
-    if ordered:
-        shades = matplotlib.colormaps["viridis"](np.linspace(0, 0.88, len(names)))
-        return {name: (to_hex(shade), "o", "-") for name, shade in zip(names, shades, strict=True)}
+def looks_of(names: Sequence[str]) -> dict[str, tuple[str, str, str]]:
+    """Colour, marker and dashes per variant."""
     return {name: LOOKS.get(name) or (*METHODS.get(name, (GREY, "h")), "-") for name in names}
 
 
@@ -36,50 +31,42 @@ def variant_lines(
     frame: pd.DataFrame,
     panels: Mapping[str, str],
     *,
-    x: str = "edits",
-    names: Sequence[str] | Mapping[str, str] | None = None,
-    ordered: bool = False,
+    names: Sequence[str],
     shares: Collection[str] = (),
     log: Collection[str] = (),
     title: str = "",
-    xlabel: str = "edits made",
 ) -> Figure:
-    """A line per variant, a panel per quantity.
+    """A line per variant over the edits made, a panel per quantity.
 
     Args:
-        frame: Columns method, `x` and those in `panels`; one row per variant and x.
+        frame: Columns method, edits and those in `panels`; one row per variant and number of edits.
         panels: Column to label.
-        x: Column along the axis.
-        names: Variants shown, in this order, or what each is called; all otherwise.
-        ordered: The variants are steps of one scale and are drawn as shades.
-        shares: Panels from 0 to 1; others begin where the data do.
+        names: Variants shown, in this order.
+        shares: Panels whose axis begins and ends at the fifths around the data; others end where the data do.
         log: Panels with a logarithmic axis; zeros are left out of them.
         title: Above everything.
-        xlabel: What `x` is.
 
     Raises:
-        ValueError: A column is missing, or a variant has several rows for one x.
+        ValueError: A column is missing, or a variant has several rows for one number of edits.
     """
-    if missing := [c for c in ("method", x, *panels) if c not in frame]:
+    if missing := [c for c in ("method", "edits", *panels) if c not in frame]:
         raise ValueError(f"the frame lacks the columns {missing}; it has {list(frame)}")
-    names = list(frame["method"]) if names is None else names
-    names = dict(names) if isinstance(names, Mapping) else {name: name for name in names}
-    looks = looks_of(list(names), ordered)
+    shown = frame[frame["method"].isin(names)]
+    if (twice := shown.duplicated(["method", "edits"])).any():
+        name = shown.loc[twice, "method"].iloc[0]
+        raise ValueError(f"{name!r} has several rows for one number of edits; filter or average the frame first")
     with style():
         fig = Figure(figsize=(WIDTH, 3.7), layout="constrained")
         for axes, (column, label) in zip(fig.subplots(1, len(panels), squeeze=False)[0], panels.items(), strict=True):
-            for name, shown in names.items():
-                part = frame[frame["method"] == name]
-                if part[x].duplicated().any():
-                    raise ValueError(f"{name!r} has several rows for one {x}; filter or average the frame first")
-                found = part.set_index(x)[column].dropna()
+            for name, (colour, marker, dashes) in looks_of(names).items():
+                found = shown[shown["method"] == name].set_index("edits")[column].dropna()
                 found = found[found > 0] if column in log else found
-                colour, marker, dashes = looks[name]
-                axes.plot(found.index, found, dashes, color=colour, marker=marker, ms=5, lw=1.5, label=shown)
-            axes.set(title=label, xlabel=xlabel)
-            axes.set_xticks(sorted(frame[x].unique())[:: max(1, frame[x].nunique() // 6)])
-            if column in shares:
-                axes.set(ylim=(0, 1.03), yticks=np.linspace(0, 1, 6))
+                axes.plot(found.index, found, dashes, color=colour, marker=marker, ms=5, lw=1.5, label=name)
+            axes.set(title=label, xlabel="edits made")
+            axes.set_xticks(sorted(frame["edits"].unique())[:: max(1, frame["edits"].nunique() // 6)])
+            if column in shares and shown[column].notna().any():
+                low, high = math.floor(5 * shown[column].min()) / 5, math.ceil(5 * shown[column].max()) / 5
+                axes.set(ylim=(low, low + 1.03 * (high - low)))
             elif column in log:
                 axes.set_yscale("log")
         handles, labels = fig.axes[0].get_legend_handles_labels()

@@ -30,6 +30,8 @@ STRATA: dict[tuple[bool, bool], str] = {
 """Which strings source and tested language have in common: (same subject, same object) → what it is called."""
 TOLD = ("source_told", "lang_told")
 """Whether a controlled model was told the fact in the source language, and in the tested one."""
+UNPROJECTED = "memit"
+"""The method that others are held against after a sequence: it projects nothing."""
 CODE = "currency_iso"
 """The relation whose objects, ISO codes, are written alike in every language."""
 RELATED = (("es", "fr"), ("fr", "es"), ("de", "nl"), ("nl", "de"))
@@ -350,6 +352,17 @@ def sequence_differences(frames: Mapping[str, pd.DataFrame], reference: str) -> 
             | {"shown": wide.low > 0 or wide.high < 0}
         )
     return pd.DataFrame(out)
+
+
+def beside_unprojected(frames: Mapping[str, pd.DataFrame], reference: str = UNPROJECTED) -> pd.DataFrame:
+    """`sequence_differences` of methods whose languages come in the usual order; empty where `reference` is missing.
+
+    What a projection suppresses shows beside a method that projects nothing.
+    """
+    usual = {label: frame for label, frame in frames.items() if ", " not in label}
+    if reference not in usual:
+        return pd.DataFrame()
+    return sequence_differences(usual, reference)
 
 
 def _less(rows: pd.DataFrame, spared: pd.DataFrame) -> Estimate:

@@ -7,7 +7,16 @@ from collections.abc import Mapping
 import pandas as pd
 
 from langedit_core.stats import Estimate
-from langedit_core.transfer_analysis import by_probe, explained, over_facts, sequence_differences, told, transfer_of
+from langedit_core.transfer_analysis import (
+    UNPROJECTED,
+    beside_unprojected,
+    by_probe,
+    explained,
+    over_facts,
+    sequence_differences,
+    told,
+    transfer_of,
+)
 
 TOGETHER, APART = ("atlas-lm-same-names", "atlas-lm"), ("atlas-lm-apart-same-names", "atlas-lm-apart")
 
@@ -95,11 +104,9 @@ def about_model(found: pd.DataFrame, name: str, data: str) -> list[str]:
     return sentences
 
 
-def about_sequences(frames: Mapping[str, pd.DataFrame], name: str, reference: str = "alphaedit") -> list[str]:
+def about_sequences(frames: Mapping[str, pd.DataFrame], name: str, reference: str = UNPROJECTED) -> list[str]:
     """Whether projecting off past keys suppresses transfer: methods after the same sequence, and its order."""
-    if reference not in frames or len(frames) < 2:
-        return []
-    table = sequence_differences({label: frames[label] for label in frames if ", " not in label}, reference)
+    table = beside_unprojected(frames, reference)
     sentences = []
     for row in table.to_dict("records"):
         verdict = "no difference shown" if not row["shown"] else "less" if row["value"] < 0 else "more"

@@ -173,16 +173,17 @@ def how_many_languages() -> str:
     for data, (n, word) in known.items():
         found = prices(data, f"{n} languages for 2")
         holds(all(r["verdict"] == NONE for r in found.values()), f"{n} languages cost no more than two on {data}")
-        told.append(f"in {word} languages on {data} {differing(found)}")
+        told.append(f"{differing(found)} in {word} languages on {data}")
         lost += [-100 * float(r["difference"].split()[0]) for r in prices(data, "more edits").values()]
     taken = table("languages_taken_lists").set_index("protected")
     others = taken.where(taken.index.to_numpy()[:, None] != taken.columns.to_numpy()[None, :]).stack().mean()
     return (
-        "**How many languages fit?** Edits cost; that languages do is not shown. With as many edits the first "
-        f"languages' facts end {'; '.join(told)}, while the edits that follow take {min(lost):.0f} to {max(lost):.0f} "
-        f"points from them ([figure]({R}/figures/languages_curve_{[*known][-1]}.png)). In {len(taken)} languages keys "
-        f"share most within a script ([map]({R}/figures/languages_map.png)), and protecting one language takes "
-        f"{others:.2f} of another's energy ({N05})."
+        "**How many languages fit?** That languages cost anything is not shown: with as many edits the first "
+        f"languages' facts differ at the end by {'; '.join(told)} beside two, while the edits that follow take "
+        f"{min(lost):.0f} to {max(lost):.0f} points from them "
+        f"([figure]({R}/figures/languages_curve_{[*known][-1]}.png)). In {len(taken)} languages keys share most within "
+        f"a script ([map]({R}/figures/languages_map.png)), and protecting one language takes {others:.2f} of another's "
+        f"energy ({N05})."
     )
 
 
@@ -193,7 +194,7 @@ def prices(data: str, effect: str) -> dict[str, pd.Series]:
 
 def differing(found: dict[str, pd.Series]) -> str:
     told = ", ".join(f"{minus(r['difference'])} (`{method}`)" for method, r in found.items())
-    return f"{told} beside two, n = {next(iter(found.values()))['n']}"
+    return f"{told}, n = {next(iter(found.values()))['n']},"
 
 
 def transfer() -> str:
@@ -207,6 +208,8 @@ def transfer() -> str:
     )
     gemma, neither = (row("transfer_strata_tidy_atlas", identical=which) for which in ("any", "neither"))
     natural = row("transfer_strata_tidy_mzsre", identical="any")
+    beside = table("transfer_sequences_differences_gemma-3-270m")
+    holds(not (beside["shown"] & (beside["value"] < 0)).any(), "no projection transfers less than memit does")
     return (
         "**Does knowledge transfer between languages?** Where strings do: in small models trained here an edit reaches "
         f"other languages in {shared} of the cases if all languages told the fact under the same names, {alone} if one "

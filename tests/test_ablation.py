@@ -300,24 +300,25 @@ def test_lines_are_drawn_for_the_variants_asked_for_and_refuse_doubles(variants)
     assert [line.get_label() for line in rank.get_lines()] == names
     assert moved.get_yscale() == "log" and list(moved.get_lines()[0].get_xdata()) == [40, 60]
     assert [text.get_text() for text in fig.legends[0].get_texts()] == names
-    cuts = plots_null_spaces.variant_lines(frame, {"all": "all"}, names=ablation.thresholds(variants, "atlas"))
-    assert [text.get_text() for text in cuts.legends[0].get_texts()] == [
-        "50 % free",
-        "80 % free",
-        "< 0.02",
-        "95 % free",
-    ]
-    with pytest.raises(ValueError, match="several rows for one edits"):
-        plots_null_spaces.variant_lines(pd.concat([frame, frame]), {"rank": "free"})
+    with pytest.raises(ValueError, match="'langedit' has several rows for one number of edits"):
+        plots_null_spaces.variant_lines(pd.concat([frame, frame]), {"rank": "free"}, names=names)
     with pytest.raises(ValueError, match=r"lacks the columns \['nothing'\]"):
-        plots_null_spaces.variant_lines(frame, {"nothing": "-"})
+        plots_null_spaces.variant_lines(frame, {"nothing": "-"}, names=names)
 
 
 def test_variants_can_be_told_apart(variants):
     looks = plots_null_spaces.looks_of(ablation.others(variants, "atlas"))
     assert len({(colour, dashes) for colour, _, dashes in looks.values()}) == len(looks)
-    shades = plots_null_spaces.looks_of(list(ablation.thresholds(variants, "atlas")), ordered=True)
-    assert len({tuple(colour) for colour, *_ in shades.values()}) == len(shades)
+
+
+def test_an_axis_of_shares_ends_at_the_fifths_around_the_data():
+    frame = pd.DataFrame(
+        dict(method="langedit", edits=[10, 20, 30], kept=[0.97, 0.72, 0.61], capacity=[0.1, 0.25, np.nan])
+    )
+    panels = dict(kept="kept", capacity="capacity")
+    fig = plots_null_spaces.variant_lines(frame, panels, names=["langedit"], shares=tuple(panels))
+    limits = [axes.get_ylim() for axes in fig.axes]
+    assert limits == [pytest.approx((0.6, 1.012)), pytest.approx((0.0, 0.412))]
 
 
 def test_the_sweep_draws_every_threshold_once_and_marks_the_usual_one(variants):

@@ -527,21 +527,21 @@ def after_sequence(**methods) -> list[str]:
     [(0.25, "less"), (0.75, "more"), (0.5, "no difference shown"), (lambda i: float(i in HALF), "no difference shown")],
 )
 def test_methods_after_a_sequence_are_judged_by_their_interval(value, verdict):
-    (sentence,) = after_sequence(alphaedit=0.5, memit=value)
-    assert "memit − alphaedit (n = 10 facts)" in sentence and f"({verdict}), the edited language 0.00" in sentence
+    (sentence,) = after_sequence(memit=0.5, alphaedit=value)
+    assert "alphaedit − memit (n = 10 facts)" in sentence and f"({verdict}), the edited language 0.00" in sentence
 
 
 def test_a_difference_that_one_of_many_comparisons_may_show_by_chance_is_not_shown():
     better = lambda id_: 1.0 if id_ in IDS[:4] else 0.5  # noqa: E731
-    (alone,) = after_sequence(alphaedit=0.5, memit=better)
+    (alone,) = after_sequence(memit=0.5, alphaedit=better)
     assert "(more)" in alone
-    found = after_sequence(alphaedit=0.5, memit=better, **{f"m{i}": 0.5 for i in range(19)})
+    found = after_sequence(memit=0.5, alphaedit=better, **{f"m{i}": 0.5 for i in range(19)})
     assert found[0].replace("no difference shown", "more") == alone
-    assert found[-1].startswith("m: these verdicts take all 20 comparisons with alphaedit together (Bonferroni)")
+    assert found[-1].startswith("m: these verdicts take all 20 comparisons with memit together (Bonferroni)")
 
 
 def test_without_a_reference_or_a_second_method_nothing_is_said():
-    assert after_sequence(memit=0.5, langedit=0.5) == after_sequence(alphaedit=0.5) == []
+    assert after_sequence(alphaedit=0.5, langedit=0.5) == after_sequence(memit=0.5) == []
 
 
 @pytest.mark.parametrize(("value", "verdict"), [(0.75, "matters"), (0.25, "matters"), (0.5, "is not shown to matter")])
@@ -549,12 +549,12 @@ def test_the_order_of_languages_is_judged_within_a_method(value, verdict):
     turned = dict(zip(IDS, reversed(SOURCES.values()), strict=True))
     moved = sum(turned[i] != SOURCES[i] for i in IDS)
     frames = {
-        "alphaedit": sequence(lambda *_: 0.5, sources=SOURCES),
+        "memit": sequence(lambda *_: 0.5, sources=SOURCES),
         "langedit": sequence(lambda *_: 0.5, sources=SOURCES),
         "langedit, zh first": sequence(lambda *_: value, sources=turned),
     }
     method, order = reading.about_sequences(frames, "m")
-    assert "langedit − alphaedit" in method and "zh first" not in method
+    assert "langedit − memit" in method and "zh first" not in method
     assert order.startswith(f"m, langedit: with zh first other languages gain {value - 0.5:.2f} [")
     assert f"(n = 10, {moved} of them in another language)" in order and 0 < moved < 10
     assert order.endswith(f": the order, or which language edits which fact, {verdict}.")
