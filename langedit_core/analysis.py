@@ -224,11 +224,17 @@ class Study:
         ]
 
     def design(self) -> pd.DataFrame:
-        """What was run: per data set languages, batches, edits of a run, methods, seeds, runs that are not finished."""
+        """What was run: per data set languages, batches, edits of a run, methods, seeds, runs that are not finished.
+
+        Seeds are those that every method has, and behind them the methods that have more.
+        """
         rows = []
         for data in self.datasets:
             cell, methods = self.cell(data), self.methods_of(data)
-            seeds = {r.cell.seed for r in self.results if r.cell.data == data}
+            runs = {(r.cell.method, r.cell.seed) for r in self.results if r.cell.data == data}
+            seeds = Counter(method for method, _ in runs)
+            fewest = min(seeds.values())
+            more = [f"{method} {seeds[method]}" for method in methods if seeds[method] > fewest]
             missing = sum(cell.data == data for cell in self.missing)
             rows.append(
                 {
@@ -241,7 +247,7 @@ class Study:
                     "edits per run": cell.batches * cell.batch,
                     "facts per language": "the same" if cell.parallel else "different",
                 }
-                | {"methods": len(methods), "seeds": len(seeds)}
+                | {"methods": len(methods), "seeds": f"{fewest} ({', '.join(more)})" if more else str(fewest)}
                 | {"runs": sum(r.cell.data == data for r in self.results), "not finished": missing}
             )
         return pd.DataFrame(rows)

@@ -13,7 +13,15 @@ from collections.abc import Mapping
 import numpy as np
 import pandas as pd
 
-from langedit_core.stats import LEVEL, RESAMPLES, Estimate, interval, paired_difference, unpaired_difference
+from langedit_core.stats import (
+    LEVEL,
+    RESAMPLES,
+    VERDICTS,
+    Estimate,
+    interval,
+    paired_difference,
+    unpaired_difference,
+)
 from langedit_core.tables import format_ci
 
 VALUES: dict[str, str] = {
@@ -333,8 +341,8 @@ def sequence_differences(frames: Mapping[str, pd.DataFrame], reference: str) -> 
     """Methods less `reference` on the facts both edited, in other languages and in the edited one.
 
     What the two do to facts that neither edited is taken off: a method that leaves a model worn down would otherwise
-    seem to transfer more. `shown` says whether the difference in other languages stands when all rows are taken
-    together: its interval at a level of 1 − 0.05 / rows (Bonferroni) excludes zero; low and high are of one row alone.
+    seem to transfer more. The verdict is about other languages, all rows taken together: the interval at a level of
+    1 − 0.05 / rows (Bonferroni) excludes zero or does not; value, low and high are of one row alone.
     """
     base = dict(zip(("edited", "spared"), sequence_gains(frames[reference]), strict=True))
     out = []
@@ -348,8 +356,8 @@ def sequence_differences(frames: Mapping[str, pd.DataFrame], reference: str) -> 
         out.append(
             {"difference": f"{name} − {reference}"}
             | {where: told(estimate) for where, estimate in effects.items()}
-            | {"n": effect.n, "value": effect.value, "low": effect.low, "high": effect.high}
-            | {"shown": wide.low > 0 or wide.high < 0}
+            | {"n": effect.n, "verdict": "more" if wide.low > 0 else "less" if wide.high < 0 else VERDICTS[-1]}
+            | {"value": effect.value, "low": effect.low, "high": effect.high}
         )
     return pd.DataFrame(out)
 

@@ -106,19 +106,14 @@ def about_model(found: pd.DataFrame, name: str, data: str) -> list[str]:
 
 def about_sequences(frames: Mapping[str, pd.DataFrame], name: str, reference: str = UNPROJECTED) -> list[str]:
     """Whether projecting off past keys suppresses transfer: methods after the same sequence, and its order."""
-    table = beside_unprojected(frames, reference)
-    sentences = []
-    for row in table.to_dict("records"):
-        verdict = "no difference shown" if not row["shown"] else "less" if row["value"] < 0 else "more"
+    table, sentences = beside_unprojected(frames, reference), []
+    if len(table):
+        less, more = (table.loc[table["verdict"] == verdict, "difference"] for verdict in ("less", "more"))
+        together = f", all {len(table)} comparisons taken together (Bonferroni)" if len(table) > 1 else ""
         sentences.append(
-            f"{name}, after the whole sequence, beyond what facts not edited gain, {row['difference']} "
-            f"(n = {row['n']} facts): other languages {row['other languages']} ({verdict}), the edited language "
-            f"{row['edited language']}."
-        )
-    if len(table) > 1:
-        sentences.append(
-            f"{name}: these verdicts take all {len(table)} comparisons with {reference} together (Bonferroni); each "
-            "interval is that of one comparison alone."
+            f"{name}, after the whole sequence, beyond what facts not edited gain (n = {table['n'].min()} facts"
+            f"{together}): beside {reference}, {_listed(less)} shown to reach other languages less, "
+            f"{_listed(more)} shown to reach them more."
         )
     for label in frames:
         method, _, order = label.partition(", ")
@@ -134,6 +129,11 @@ def about_sequences(frames: Mapping[str, pd.DataFrame], name: str, reference: st
                 f"both sequences edit (n = {row['n']}, {moved} of them in another language): {what} {verdict}."
             )
     return sentences
+
+
+def _listed(differences: pd.Series) -> str:
+    names = [difference.partition(" − ")[0] for difference in differences]
+    return f"{', '.join(names)} {'is' if len(names) == 1 else 'are'}" if names else "no method is"
 
 
 def limits(facts: int, choices: int) -> list[str]:

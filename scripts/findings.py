@@ -209,7 +209,7 @@ def transfer() -> str:
     gemma, neither = (row("transfer_strata_tidy_atlas", identical=which) for which in ("any", "neither"))
     natural = row("transfer_strata_tidy_mzsre", identical="any")
     beside = table("transfer_sequences_differences_gemma-3-270m")
-    holds(not (beside["shown"] & (beside["value"] < 0)).any(), "no projection transfers less than memit does")
+    holds(not (beside["verdict"] == "less").any(), "no projection transfers less than memit does")
     return (
         "**Does knowledge transfer between languages?** Where strings do: in small models trained here an edit reaches "
         f"other languages in {shared} of the cases if all languages told the fact under the same names, {alone} if one "

@@ -36,8 +36,7 @@ def headline() -> str:
             cells.append(f"{now['value']:.2f} → {end['value']:.2f} [{end['low']:.2f}, {end['high']:.2f}]")
         lines.append(f"| {method} on {data} | {' | '.join(cells)} | [02](reports/standard/02_main_runs.html) |")
     told = [
-        f"{r['data']}: {r['edits per run']} sequential edits per method in {r['languages']}, "
-        f"{r['seeds']} seed{'s' if r['seeds'] > 1 else ''}"
+        f"{r['data']}: {r['edits per run']} sequential edits per method in {r['languages']}, seeds: {r['seeds']}"
         for _, r in design.iterrows()
     ]
     lines += [

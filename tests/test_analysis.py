@@ -197,6 +197,7 @@ def test_a_partial_study_compares_what_was_run_on_the_same_facts(partial):
     design = partial.design().set_index("data")
     assert design["runs"].to_dict() == {"mzsre": 6, "atlas": 2}
     assert design["not finished"].to_dict() == {"mzsre": 1, "atlas": 0}
+    assert design["seeds"].to_dict() == {"mzsre": "1 (memit 2, langedit 2)", "atlas": "1"}
     assert set(partial.winners()) == {"metric", "mzsre", "atlas"}
 
 

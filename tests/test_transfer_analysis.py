@@ -528,16 +528,27 @@ def after_sequence(**methods) -> list[str]:
 )
 def test_methods_after_a_sequence_are_judged_by_their_interval(value, verdict):
     (sentence,) = after_sequence(memit=0.5, alphaedit=value)
-    assert "alphaedit − memit (n = 10 facts)" in sentence and f"({verdict}), the edited language 0.00" in sentence
+    assert sentence.startswith(
+        "m, after the whole sequence, beyond what facts not edited gain (n = 10 facts): beside memit"
+    )
+    assert ("alphaedit is shown to reach other languages less" in sentence) == (verdict == "less")
+    assert ("alphaedit is shown to reach them more" in sentence) == (verdict == "more")
+    assert sentence.count("no method is shown") == (2 if verdict == "no difference shown" else 1)
 
 
 def test_a_difference_that_one_of_many_comparisons_may_show_by_chance_is_not_shown():
     better = lambda id_: 1.0 if id_ in IDS[:4] else 0.5  # noqa: E731
     (alone,) = after_sequence(memit=0.5, alphaedit=better)
-    assert "(more)" in alone
-    found = after_sequence(memit=0.5, alphaedit=better, **{f"m{i}": 0.5 for i in range(19)})
-    assert found[0].replace("no difference shown", "more") == alone
-    assert found[-1].startswith("m: these verdicts take all 20 comparisons with memit together (Bonferroni)")
+    assert "alphaedit is shown to reach them more" in alone
+    (found,) = after_sequence(memit=0.5, alphaedit=better, **{f"m{i}": 0.5 for i in range(19)})
+    assert "all 20 comparisons taken together (Bonferroni)" in found and found.count("no method is shown") == 2
+
+
+def test_all_methods_that_differ_are_named():
+    (sentence,) = after_sequence(memit=0.5, alphaedit=0.25, langedit=0.25, evoedit=0.75)
+    assert (
+        "alphaedit, langedit are shown to reach other languages less, evoedit is shown to reach them more" in sentence
+    )
 
 
 def test_without_a_reference_or_a_second_method_nothing_is_said():
@@ -554,7 +565,7 @@ def test_the_order_of_languages_is_judged_within_a_method(value, verdict):
         "langedit, zh first": sequence(lambda *_: value, sources=turned),
     }
     method, order = reading.about_sequences(frames, "m")
-    assert "langedit − memit" in method and "zh first" not in method
+    assert "beside memit" in method and "zh first" not in method
     assert order.startswith(f"m, langedit: with zh first other languages gain {value - 0.5:.2f} [")
     assert f"(n = 10, {moved} of them in another language)" in order and 0 < moved < 10
     assert order.endswith(f": the order, or which language edits which fact, {verdict}.")
