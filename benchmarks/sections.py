@@ -84,7 +84,7 @@ class Bench:
         with self.model.restored(self.layers):
             yield
         for state, weight, projector in kept:
-            state.weight, state.projector, state.past = weight, projector, ()
+            state.weight, state.projector, state.past, state.past_gram = weight, projector, (), None
 
 
 # --- values -----------------------------------------------------------------------------------------------------------

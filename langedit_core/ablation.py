@@ -26,6 +26,7 @@ BASE = "langedit"
 FULL_KEYS = "langedit-full"
 STATIC = "alphaedit, no past keys"
 RELEASED = "langedit-released"
+LITERAL = "langedit-literal"
 MEASURES = {
     ("efficacy_tf", "immediate"): "efficacy, right after",
     ("efficacy_tf", "final"): "efficacy, at the end",
@@ -35,7 +36,7 @@ MEASURES = {
 PAIRS = {  # question -> a, b of each difference a − b; thresholds are found in the study
     "covariance or full keys": ((FULL_KEYS, BASE), ("evoedit", FULL_KEYS)),
     "static or dynamic": ((BASE, STATIC), (FULL_KEYS, STATIC), ("alphaedit", STATIC), (BASE, "alphaedit")),
-    "formula or released code": ((RELEASED, BASE), (RELEASED, "alphaedit")),
+    "formula or released code": ((RELEASED, BASE), (RELEASED, "alphaedit"), (LITERAL, BASE), (LITERAL, "alphaedit")),
 }
 THRESHOLDS = "threshold"
 WIDTHS = {"Gemma 3 270M": 2048, "Llama 3 8B": 14_336, "Llama 3 70B": 28_672}  # d_ff

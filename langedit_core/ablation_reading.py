@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pandas as pd
 
-from langedit_core.ablation import BASE, FULL_KEYS, RELEASED, STATIC, THRESHOLDS, sweep
+from langedit_core.ablation import BASE, FULL_KEYS, LITERAL, RELEASED, STATIC, THRESHOLDS, sweep
 from langedit_core.analysis import Study
 from langedit_core.stats import VERDICTS
 from langedit_core.tables import format_ci
@@ -66,7 +66,7 @@ def full_keys(found: pd.DataFrame, leaked: pd.DataFrame) -> list[str]:
     if row := _pair(found, "evoedit", FULL_KEYS):
         sentences.append(
             "evoedit reaches the same space by one thin orthogonalisation per batch, and what differs is rounding: its "
-            f"efficacy at the end is another by {_points(row['final'])}; so much may two runs of one method differ."
+            f"efficacy at the end differs by {_points(row['final'])}; so much may two runs of one method differ."
         )
     return sentences
 
@@ -147,19 +147,26 @@ def released(variants: Study, data: str, found: pd.DataFrame, mixed: pd.DataFram
             f"and {100 * paper[last]['left']:.0f} % of those keys' energy lies within them; the released code leaves "
             f"{code[last]['free']:.0f} and {100 * code[last]['left']:.0f} % (layer {mixed['layer'].iloc[0]})."
         )
+    growth = variants.growth(data)
+    ranks = growth[growth["step"] == growth["step"].max()].set_index("method")["rank"]
     if row := _pair(found, RELEASED, BASE):
-        growth = variants.growth(data)
-        ranks = growth[growth["step"] == growth["step"].max()].set_index("method")["rank"]
         sentences.append(
             f"{RELEASED} − {BASE} (n = {row['final'].n}): efficacy {_points(row['immediate'])} right after the batch, "
             f"{_points(row['final'])} at the end; the last batch had {ranks[RELEASED]:.0f} free directions against "
             f"{ranks[BASE]:.0f}. The released code also pays for moving past keys in the solve, as alphaedit does."
         )
-    if row := _pair(found, RELEASED, "alphaedit"):
+    if row := _pair(found, LITERAL, BASE):
         sentences.append(
-            f"Beside alphaedit, which pays for that too: {RELEASED} − alphaedit, n = {row['final'].n}: "
-            f"{_points(row['final'])} at the end."
+            "The paper's recursion to the letter, in which a batch's K Kᵀ is a sum and weighs as many times more as "
+            f"the batch has keys: {LITERAL} − {BASE} (n = {row['final'].n}): efficacy {_points(row['immediate'])} "
+            f"right after the batch, {_points(row['final'])} at the end; the last batch had {ranks[LITERAL]:.0f} free "
+            f"directions against {ranks[BASE]:.0f}."
         )
+    for name in (RELEASED, LITERAL):
+        if row := _pair(found, name, "alphaedit"):
+            sentences.append(
+                f"Beside alphaedit: {name} − alphaedit, n = {row['final'].n}: {_points(row['final'])} at the end."
+            )
     return sentences
 
 

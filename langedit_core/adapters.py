@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import os
 import shutil
+import uuid
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -84,8 +85,7 @@ def new_folder(folder: str | Path) -> Iterator[Path]:
     folder = Path(folder).absolute()
     refuse_existing(folder)
     folder.parent.mkdir(parents=True, exist_ok=True)
-    partial = folder.with_name(f".{folder.name}.{os.getpid()}.partial")
-    shutil.rmtree(partial, ignore_errors=True)  # of a killed process that had our number
+    partial = folder.with_name(f".{folder.name}.{uuid.uuid4().hex[:12]}.partial")
     partial.mkdir()
     try:
         yield partial

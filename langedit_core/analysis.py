@@ -6,6 +6,7 @@ Every number in a report passes through here: estimate = mean over facts, with i
 from __future__ import annotations
 
 import functools
+import itertools
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -89,12 +90,24 @@ class Study:
     Attributes:
         results: The finished cells.
         missing: Cells of the same profile that are not finished.
+
+    Raises:
+        ValueError: No results, or some of one model and data set were made of another model or other data.
     """
 
     def __init__(self, results: Sequence[CellResult], missing: Sequence[Cell] = ()) -> None:
         if not results:
             raise ValueError("no results given; open_study() computes or loads those of a profile")
         self.results, self.missing = list(results), list(missing)
+        first: dict[tuple, CellResult] = {}
+        for r in self.results:
+            other = first.setdefault((r.cell.model, r.cell.data, frozenset(r.cell.langs)), r)
+            for name in ("model_fingerprint", "data_fingerprint"):
+                if r.provenance.get(name) != other.provenance.get(name):
+                    raise ValueError(
+                        f"{r.cell.slug} and {other.cell.slug} were made with different inputs ({name} differs), so "
+                        "they cannot be compared; delete the one that is out of date and compute it again"
+                    )
 
     @property
     def methods(self) -> list[str]:
@@ -251,6 +264,18 @@ class Study:
                 | {"runs": sum(r.cell.data == data for r in self.results), "not finished": missing}
             )
         return pd.DataFrame(rows)
+
+    def unfinished(self) -> str:
+        """One sentence about the runs of the profile that are missing, per data set; empty if none are."""
+        told = []
+        for data, cells in itertools.groupby(sorted(self.missing, key=lambda cell: cell.data), lambda cell: cell.data):
+            cells = list(cells)
+            whole = [f"seed {seed}" for seed in sorted({cell.seed for cell in cells})]
+            methods = list(dict.fromkeys(cell.method for cell in cells))
+            named = ", ".join(methods) if len(methods) < 4 else f"{len(methods)} methods"
+            runs = "1 run" if len(cells) == 1 else f"{len(cells)} runs"
+            told.append(f"{data} {runs} ({named}; {', '.join(whole)})")
+        return f"Not finished, and not in what follows: {'; '.join(told)}." if told else ""
 
     def cell(self, data: str, method: str | None = None) -> Cell:
         """The design all cells of a data set share; method and seed are those of the first one."""

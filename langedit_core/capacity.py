@@ -18,7 +18,8 @@ from scipy.optimize import brentq
 from torch import Tensor
 
 from langedit_core.covariance import KeyCovariance
-from langedit_core.nullspace import NullSpace, Threshold, cut_spectrum
+from langedit_core.nullspace import NullSpace, Threshold, decompose
+from langedit_core.projectors import projector_of
 
 SAMPLE = 100
 """Protected keys that are looked at again, evenly spaced."""
@@ -59,9 +60,9 @@ def covariance_curve(
     checkpoints: int = 12,
     ahead: int = 0,
 ) -> dict[Threshold, pd.DataFrame]:
-    """The same with the running covariance and its cut (LangEdit as written), decomposed at some checkpoints only.
+    """The same with the running covariance and its cut (`projectors.Exact`, LangEdit as written), at some checkpoints.
 
-    C̄ is cut at the cut of C₀ times n₀/n̄, as `EditSettings` says. One decomposition serves all thresholds.
+    All thresholds cut the same sum, so one decomposition per checkpoint serves all of them.
 
     Args:
         covariance: C₀; it is left as it is.
@@ -77,22 +78,18 @@ def covariance_curve(
     _check(keys, batch)
     if checkpoints < 1:
         raise ValueError(f"got {checkpoints} checkpoints; at least one is needed")
+    first = decompose(covariance.mean)
+    projectors = {t: projector_of("exact", covariance, t, spectrum=first) for t in thresholds}
     running, keys, done = covariance.copy(), keys.double(), 0
     last = max(0, (keys.shape[1] - 1) // batch * batch)
     moments = sorted({int(round(x / batch)) * batch for x in np.linspace(0, last, checkpoints)})
-    cuts: dict[Threshold, float] = {}
     rows: dict[Threshold, list[dict]] = {threshold: [] for threshold in thresholds}
     for moment in moments:
         running.update(keys[:, done:moment])
         done = moment
-        eigenvalues, vectors = torch.linalg.eigh(running.mean)
-        for threshold in thresholds:
-            if moment == 0:
-                cuts[threshold] = threshold.cut(eigenvalues)
-                space = cut_spectrum(eigenvalues, vectors, threshold)
-            else:  # the cut may be an eigenvalue of C₀ that is protected; rounding shall not free it
-                cut = cuts[threshold] * (1 - 1e-7) * covariance.count / running.count
-                space = cut_spectrum(eigenvalues, vectors, Threshold(kind="absolute", value=cut))
+        found = decompose(running.gram) if moment else None
+        for threshold, projector in projectors.items():
+            space = projector.below_cut(*found) if found else projector.space
             rows[threshold].append(_row(space, keys, moment, keys[:, moment : moment + max(batch, ahead)]))
     return {threshold: pd.DataFrame(found, columns=list(COLUMNS)) for threshold, found in rows.items()}
 

@@ -185,8 +185,8 @@ def curves(
 ) -> pd.DataFrame:
     """Capacity against protected keys: how (`exact keys` or `running covariance`), fraction, and `capacity.COLUMNS`.
 
-    With fraction 1 nothing is protected at the start: exact keys without C₀. The running covariance has no such case,
-    since its cut is taken from C₀.
+    With fraction 1 nothing is protected at the start: exact keys without C₀. The running covariance then has an
+    infinite cut and protects nothing, so it is left out.
 
     Args:
         mixed: Keys and C₀.
@@ -335,14 +335,7 @@ def _limits_of(d: int, seed: int) -> list[dict]:
 def synthetic(widths: str, results: str | Path | None = None, seed: int = 0) -> pd.DataFrame:
     """`capacity.synthetic_limits` for widths separated by spaces, each kept by itself."""
     parts = [
-        pd.DataFrame(
-            remembered(
-                results,
-                "synthetic",
-                dict(d=d, seed=seed),
-                lambda d=d: synthetic_limits((d,), seed=seed).to_dict("records"),
-            )
-        )
+        pd.DataFrame(remembered(results, "synthetic", dict(d=d, seed=seed), lambda d=d: _limits_of(d, seed)))
         for d in map(int, widths.split())
     ]
     return pd.concat(parts, ignore_index=True)[list(LIMIT_COLUMNS)]

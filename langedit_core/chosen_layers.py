@@ -11,6 +11,31 @@ from pathlib import Path
 
 from langedit_core.storage import CorruptFile, cache_home, read_sealed, write_sealed
 
+ENOUGH = 10
+"""Facts that must have been traced before a notebook keeps layers: the recommendation of fewer, as in the smallest
+profile, is mostly chance, and would replace that of many in every later run of the model."""
+
+
+def keep_if_enough(model: str, layers: Sequence[int], facts: int, data: str) -> list[str]:
+    """`keep_layers` if at least `ENOUGH` facts were traced.
+
+    Args:
+        model: As in `keep_layers`.
+        layers: As in `keep_layers`.
+        facts: Traced facts behind the recommendation.
+        data: Name of their data set.
+
+    Returns:
+        Nothing, or a sentence that says why nothing was kept and what to do.
+    """
+    if facts >= ENOUGH:
+        keep_layers(model, layers, f"causal tracing of {facts} facts of {data}")
+        return []
+    return [
+        f"These layers are not kept for later runs of {model}: that takes at least {ENOUGH} traced facts, here "
+        f"n = {facts} of {data}. ASKED and FACTS ask for more; `langedit trace` with `--keep-layers` keeps any."
+    ]
+
 
 def keep_layers(model: str, layers: Sequence[int], source: str) -> Path:
     """Make `layers` the default for a model that `hparams.yaml` does not name.

@@ -32,7 +32,9 @@ app = typer.Typer(
 )  # fmt: skip
 REPOSITORY = Path(__file__).resolve().parents[1]
 
-ProfileOption = Annotated[str, typer.Option("--profile", help="smoke, quick, standard, paper, or a YAML file")]
+ProfileOption = Annotated[
+    str, typer.Option("--profile", help="smoke, quick, standard, small, smollm2, paper, or a YAML file")
+]
 ModelOption = Annotated[
     str | None,
     typer.Option("--model", "--model_name_or_path", help="hub ID, folder, or packaged name; the profile's otherwise"),
@@ -75,20 +77,28 @@ def run(
     ] = None,
 ) -> None:
     """Compute a profile's cells (finished ones are not computed again), run its notebooks, render its reports."""
+    from langedit_core.devices import VARIABLE
+    from langedit_core.errors import unknown
     from langedit_core.models import load_model
     from langedit_core.notebooks import run_profile_notebooks
     from langedit_core.profiles import load_profile
     from langedit_core.results import is_known, keep_record
-    from langedit_core.study import run_cells
+    from langedit_core.study import check_inputs, run_cells
 
     until = math.inf if hours is None else time.monotonic() + 3600 * hours
+    if device:
+        os.environ[VARIABLE] = device  # notebooks, whose kernels inherit it, load models too
     chosen = load_profile(profile)
     root = output_path or REPOSITORY
+    wanted = None if notebooks is None else notebooks.split()
+    for stem in wanted or ():
+        if stem not in chosen.notebooks:
+            raise unknown("notebook of this profile", stem, chosen.notebooks)
     if dry_run:
         from langedit_core.dryrun import told
 
         models = [model] if model else chosen.models
-        typer.echo(told(chosen, models, root, device=device or chosen.device, tflops=tflops))
+        typer.echo(told(chosen, models, root, device=chosen.device, tflops=tflops))
         return
     if model is None and len(chosen.models) > 1:
         for each in chosen.models:
@@ -102,8 +112,16 @@ def run(
     waiting = [cell for cell in cells if not is_known(cell, results, records)]
     say(f"profile {chosen.name}: {len(cells)} cells, {len(waiting)} to compute, {len(chosen.notebooks)} notebooks")
     mine = [cell for cell in share(cells, part) if cell in waiting]
-    if mine and until > time.monotonic():
-        run_cells(mine, load_model(name, device=device or chosen.device), results, until=until)
+    computing = bool(mine) and until > time.monotonic()
+    if computing or (model and Path(model).is_dir()):  # what lies in a folder may have changed under its name
+        loaded = load_model(name, device=chosen.device)
+        check_inputs([cell for cell in cells if cell not in waiting], loaded, results, records)
+    if computing:
+        absent: dict[str, None] = {}
+        leave_out = (lambda error: absent.setdefault(str(error))) if chosen.partial else None
+        run_cells(mine, loaded, results, until=until, without=leave_out)
+        for reason in absent:
+            say(f"left out: {reason}")
     if records is not None:
         for cell in cells:
             keep_record(cell, results, records)
@@ -114,16 +132,17 @@ def run(
     # Relative to the notebooks, where kernels run: a page says nothing about the machine it was made on.
     source = REPOSITORY / "notebooks"
     shared = dict(
-        PROFILE=str(profile), RESULTS=os.path.relpath(results, source), REPORTS=os.path.relpath(reports, source)
+        PROFILE=str(profile),
+        MODEL=name,
+        RESULTS=os.path.relpath(results, source),
+        REPORTS=os.path.relpath(reports, source),
     )
-    if model:
-        shared["MODEL"] = model
     entries = run_profile_notebooks(
-        {stem: shared | parameters for stem, parameters in chosen.notebooks.items()},
+        {stem: parameters | shared for stem, parameters in chosen.notebooks.items()},
         source=source,
         report_dir=reports,
         provenance=provenance(chosen.name, name),
-        only=notebooks.split() if notebooks else None,
+        only=wanted,
     )
     say(f"done: {reports.resolve() / 'index.html'} ({len(entries)} reports)")
 
@@ -153,11 +172,14 @@ def grid(
 
     langedit grid --profile paper --executor slurm --at-once 8 --slurm partition=gpu --slurm gres=gpu:1 --slurm time=720
     """
+    from langedit_core.devices import VARIABLE
     from langedit_core.executors import make_executor
     from langedit_core.grid import states, supervise
     from langedit_core.profiles import load_profile
     from langedit_core.results import has_record
 
+    if device:
+        os.environ[VARIABLE] = device
     chosen, root = load_profile(profile), output_path or REPOSITORY
     made = make_executor(executor, root / "results" / "jobs", at_once=at_once, options=_pairs(slurm or []))
     until = math.inf if hours is None else time.monotonic() + 3600 * hours
@@ -175,7 +197,7 @@ def grid(
             told[0] = line
 
         failed |= supervise(
-            cells, root / "results", made, device=device or chosen.device, retries=retries, deadline=until, tell=tell
+            cells, root / "results", made, device=chosen.device, retries=retries, deadline=until, tell=tell
         )
     for slug, why in failed.items():
         say(f"not done: {slug}: {why}")
@@ -436,9 +458,11 @@ def entry() -> None:
 
     Wrong usage ends with status 2, which Typer sees to.
     """
+    from langedit_core.errors import NotebookFailed
+
     try:
         app()
-    except (ValueError, OSError, ImportError, ArithmeticError) as error:
+    except (ValueError, OSError, ImportError, ArithmeticError, NotebookFailed) as error:
         if "-v" in sys.argv or "--verbose" in sys.argv:
             raise
         say(f"error: {error}")

@@ -35,8 +35,17 @@ def fetch(
     ] = None,
     langs: Annotated[str, typer.Option("--langs", help="language codes, separated by spaces")] = "en de nl es fr zh",
     limit: Annotated[
-        int, typer.Option("--limit", min=1, help="test rows per XTREME set, the first ones, after a pool of ten")
+        int,
+        typer.Option(
+            "--limit", min=1, help="test rows per XTREME set, after a pool of ten; a file with fewer is fetched again"
+        ),
     ] = 500,
+    all_facts: Annotated[
+        bool, typer.Option("--all-facts", help="all facts of MzsRE; the committed reports drew from the first 600")
+    ] = False,
+    xnli_classes: Annotated[
+        int, typer.Option("--xnli-classes", min=2, max=3, help="2: neutral and contradiction are one class, as there")
+    ] = 2,
     sha256: Annotated[
         list[str] | None,
         typer.Option("--sha256", metavar="NAME=HEX", help="checksum that a download, or a finished file, must have"),
@@ -54,14 +63,17 @@ def fetch(
     put where, and ends with status 1.
     """
     from langedit_core.data_fetch import Fetching, check_names, parse_checksums
-    from langedit_core.data_sources import SOURCES, targets
+    from langedit_core.data_sources import MZSRE_FACTS, SOURCES, targets
     from langedit_core.datafiles import data_folder
 
     wanted, gaps = targets(sets or ["mzsre", "xtreme"], langs.replace(",", " ").split())
     checksums = parse_checksums(sha256 or [])
     check_names(checksums, wanted)
     folder = output_path or data_folder()[0]
-    fetching = Fetching(folder, base=base_url, limit=limit, sha256=checksums, say=say)
+    facts = None if all_facts else MZSRE_FACTS
+    fetching = Fetching(
+        folder, base=base_url, limit=limit, facts=facts, xnli_classes=xnli_classes, sha256=checksums, say=say
+    )
     for source in dict.fromkeys(target.source for target in wanted):
         say(f"licence of {source}: {SOURCES[source].terms} ({SOURCES[source].home})")
     for gap in gaps:

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from pydantic import BaseModel, ConfigDict
 
-from langedit_core.languages import LANGUAGES
+from langedit_core.languages import LANGUAGES, language
 from langedit_core.models import EditableModel
 from langedit_core.tokens import Row, encode, locate
 
@@ -50,7 +50,7 @@ def sample_contexts(
     prefixes: dict[str, tuple[str, ...]] = {}
     for number, lang in enumerate(langs):
         generator = torch.Generator().manual_seed(seed * 1000 + number)
-        starters = LANGUAGES[lang].starters
+        starters = language(lang).starters
         made = []
         for i in range(per_language):
             text = _continue(model, starters[i % len(starters)], length, generator)

@@ -23,6 +23,9 @@ from langedit_core.tokens import Row, align, encode
 
 log = logging.getLogger(__name__)
 
+PRODUCTS = "products"
+"""Entry of a file that says in what kkᵀ was made; earlier files have none, and made it in the model's own precision."""
+
 
 @dataclass
 class KeyCovariance:
@@ -35,7 +38,7 @@ class KeyCovariance:
     ```
     """
 
-    gram: Float[Tensor, "d d"]  # Σ k kᵀ in float64
+    gram: Float[Tensor, "d d"]  # Σ k kᵀ: products of each batch in float32 or better, batches added up in float64
     count: int
 
     @classmethod
@@ -58,7 +61,7 @@ class KeyCovariance:
 
         Raises:
             ValueError: Wrong number of rows.
-            FloatingPointError: NaN or infinity among the keys.
+            FloatingPointError: NaN or infinity among the keys, or keys so long that their products are.
         """
         if keys.shape[0] != self.gram.shape[0]:
             raise ValueError(
@@ -67,7 +70,14 @@ class KeyCovariance:
             )
         if not torch.isfinite(keys).all():
             raise FloatingPointError("keys hold NaN or infinity; the covariance is left as it was")
-        self.gram += (keys @ keys.T).to(self.gram)
+        # Half precision overflows on two thousand keys of length 20, and loses the small eigenvalues before that.
+        keys = keys.to(torch.promote_types(keys.dtype, torch.float32))
+        product = keys @ keys.T
+        if not torch.isfinite(product).all():
+            raise FloatingPointError(
+                f"products of the keys overflow {keys.dtype}; the covariance is left as it was (are they MLP inputs?)"
+            )
+        self.gram += product.to(self.gram)
         self.count += keys.shape[1]
 
     def merge(self, other: KeyCovariance) -> KeyCovariance:
@@ -137,7 +147,11 @@ def cached_covariance(
 ) -> dict[int, KeyCovariance]:
     """`collect_covariance`, kept on disk per (model, corpus, `max_tokens`, layer); says whether it was found.
 
-    A truncated or altered file is noticed by its checksum and computed again.
+    A truncated or altered file is noticed by its checksum and computed again. What is found is C₀ of the model as its
+    fingerprint has it, even while that model is edited.
+
+    Raises:
+        ValueError: A layer is missing on disk and the model is edited: what would be gathered now is not C₀.
     """
     folder = folder or cache_home() / "covariance"
     stem = f"{model.fingerprint[:16]}-{corpus_hash(texts)[:16]}-{max_tokens}"
@@ -154,8 +168,9 @@ def cached_covariance(
     missing = [layer for layer in layers if layer not in found]
     log.info("covariance cache: %d layers found, %d to compute (%s)", len(found), len(missing), folder)
     if missing:
+        model.check_unedited(f"the covariance of layers {missing}")
         for layer, covariance in collect_covariance(model, missing, texts, max_tokens=max_tokens, **options).items():
-            save_tensors(paths[layer], {"gram": covariance.gram}, {"count": str(covariance.count)})
+            save_tensors(paths[layer], {"gram": covariance.gram}, {"count": str(covariance.count), PRODUCTS: "float32"})
             found[layer] = covariance
     return {layer: found[layer] for layer in layers}
 
@@ -171,4 +186,6 @@ def _covariance(
         )
     if not torch.isfinite(gram).all():
         raise ValueError("it holds NaN or infinity")
+    if model.weight(layer).dtype.itemsize < 4 and PRODUCTS not in metadata:
+        raise ValueError("its products were rounded to half precision")
     return KeyCovariance(gram=gram.to(model.weight(layer).device), count=count)

@@ -8,18 +8,21 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from langedit_core.data_check import FAULTS_SHOWN, LOCK, check_target, read_lock
+from langedit_core.data_check import FAULTS_SHOWN, LOCK, Found, check_target, read_lock
 from langedit_core.data_sources import (
     LARGEST_PAGE,
     LARGEST_PAIRS,
+    MZSRE_FACTS,
     PAGE,
     PAIRS,
     REVISIONS,
     SOURCES,
+    XNLI_CLASSES,
     Target,
     join_pairs,
     pair_name,
@@ -27,6 +30,8 @@ from langedit_core.data_sources import (
     read_page,
     read_pairs,
     rows_url,
+    two_classes,
+    unlike_reports,
 )
 from langedit_core.download import DownloadFailed, Unreachable, download
 from langedit_core.errors import RefusedInput, unknown
@@ -35,6 +40,12 @@ from langedit_core.xtreme_data import EXAMPLES, HUB, POOL, parse_example
 
 DOWNLOADS = "downloads"  # what came as it came; a file may also be put there by hand
 ENOUGH = POOL + 1  # records: with fewer, nothing is left to evaluate after the few-shot pool
+OTHER_FACTS = f"the committed reports drew from the first {MZSRE_FACTS} facts, so that runs edit other ones here"
+OTHER_ROWS = (
+    "XTREME: these are the first rows of the public splits; the committed reports have another draw (equally many rows "
+    "of each class in XNLI and PAWS-X, a Dutch XNLI that is not public), so scores compare with one another, not with "
+    "theirs"
+)
 
 
 @dataclass
@@ -44,7 +55,9 @@ class Fetching:
     Attributes:
         folder: The data folder; made when the first file is written.
         base: Another server that answers under the same paths; None takes the public homes.
-        limit: Most records of an XTREME set, beside its pool.
+        limit: Most records of an XTREME set, beside its pool; a file fetched with a lower one is fetched again.
+        facts: Of MzsRE, the first ones; None takes all. By default those of the committed reports.
+        xnli_classes: 2 makes neutral and contradicting pairs one class, as in the committed reports.
         sha256: Name of a download or of a file -> the checksum it must have.
         say: Gets every line of text.
     """
@@ -52,13 +65,21 @@ class Fetching:
     folder: Path
     base: str | None = None
     limit: int = 500
+    facts: int | None = MZSRE_FACTS
+    xnli_classes: int = XNLI_CLASSES[0]
     sha256: Mapping[str, str] = field(default_factory=dict)
     say: Callable[[str], None] = print
 
     def __post_init__(self) -> None:
+        if self.xnli_classes not in XNLI_CLASSES or (self.facts is not None and self.facts < 1):
+            raise ValueError(
+                f"got facts={self.facts} and xnli_classes={self.xnli_classes}; expected at least one fact, or None for "
+                f"all, and {' or '.join(map(str, XNLI_CLASSES))} classes"
+            )
         self._lock = read_lock(self.folder)
         self._gone: set[str] = set()  # hosts without a connection
         self._used: set[str] = set()
+        self._warned = False
 
     def fetch(self, target: Target) -> bool:
         """Put one file in place; says what was done, or what to do by hand.
@@ -89,7 +110,7 @@ class Fetching:
         return [name for name in self.sha256 if name not in self._used]
 
     def _there(self, target: Target) -> str | None:
-        """What is said of a file that is already right; None if it is this command's own and lacks a language.
+        """What is said of a file that is already right; None if it is this command's own and lacks what is asked for.
 
         Raises:
             RefusedInput: It is damaged, altered, or lacks a language and was not made here.
@@ -98,13 +119,33 @@ class Fetching:
         advice = "move it away to have it fetched"
         if found.problems:
             raise RefusedInput(f"is there but damaged ({found.problems[0]}); {advice}")
+        if why := self._lacks(target, found):
+            if target.path not in self._lock["files"]:
+                raise RefusedInput(f"is there {why}, and was not made by this command; {advice}")
+            self.say(f"{target.path}: made again, since it is there {why}")
+            return None
         self._compare(target.path, found.sha256, "the file that is there", advice)
-        lacking = [code for code in target.langs if code not in found.langs]
-        if not lacking:
-            return f"already there and right ({found.lines} records, SHA-256 {found.sha256[:12]})"
-        if target.path not in self._lock["files"]:
-            raise RefusedInput(f"is there without {', '.join(lacking)}, and was not made by this command; {advice}")
-        return None
+        told = f"already there and right ({found.lines} records, SHA-256 {found.sha256[:12]})"
+        return f"{told}; {OTHER_FACTS}" if target.source == "mzsre" and found.lines != MZSRE_FACTS else told
+
+    def _lacks(self, target: Target, found: Found) -> str:
+        """How a file is not what is asked for; of one that was not made here, nobody knows what it was asked to be."""
+        if lacking := [code for code in target.langs if code not in found.langs]:
+            return f"without {', '.join(lacking)}"
+        entry = self._lock["files"].get(target.path)
+        if entry is None:
+            return ""
+        if target.source == "mzsre":
+            made, asked = _number(entry.get("facts"), math.inf), _number(self.facts, math.inf)
+            differs = made != asked and found.lines >= min(made, asked)  # else there are no more
+            return f"with {found.lines} facts and {_or_all(self.facts)} are asked for" if differs else ""
+        limit = _number(entry.get("limit"), found.lines - POOL)  # older locks do not say
+        if limit < self.limit:
+            return f"with a limit of {limit} and {self.limit} is asked for"
+        classes = _number(entry.get("classes"), XNLI_CLASSES[-1])
+        if target.source == "xnli" and classes != self.xnli_classes:
+            return f"with {classes} classes and {self.xnli_classes} are asked for"
+        return ""
 
     def _mzsre(self, target: Target) -> str:
         kept = self._lock["files"].get(target.path, {}).get("langs", [])
@@ -115,10 +156,17 @@ class Fetching:
             pairs[lang] = read_pairs(pair_name(lang), content, lang)
             parts.append(part)
         records, apart = join_pairs(pairs)
+        records = records[: self.facts]
         if not langs:
             records = [{name: record[name] for name in ("id", "en")} for record in records]
-        self._put(target, records, ["en", *langs], parts)
-        told = f"{len(records)} records in en {' '.join(langs)}"
+        self._put(target, records, ["en", *langs], parts, facts=self.facts)
+        told = f"{len(records)} records in {' '.join(['en', *langs])}"
+        if len(records) != MZSRE_FACTS:
+            told += f"; {OTHER_FACTS}"
+        elif others := unlike_reports(records, ["en", *langs]):
+            told += f"; not word for word the facts of the committed reports in {', '.join(others)}"
+        else:
+            told += ", word for word the facts of the committed reports"
         if apart:
             told += "; left out, being of another fact: " + ", ".join(f"{n} in {lang}" for lang, n in apart.items())
         return told
@@ -192,7 +240,7 @@ class Fetching:
                     except RefusedInput as reason:
                         dropped.append(f"{split} row {number}: {reason}")
                         continue
-                    lines.append(line)
+                    lines.append(two_classes(line) if task == "xnli" and self.xnli_classes == 2 else line)
                     taken += 1
                 offset += len(page)
             if split == "validation" and taken < POOL:
@@ -205,13 +253,19 @@ class Fetching:
             raise RefusedInput(f"{task} {lang}: the data set changed while it was read; try again")
         dataset = HUB[task][0]
         revision = next(iter(revisions), None)
-        digest = self._put(target, lines, [lang], [], dataset=dataset, revision=revision)
+        asked = dict(limit=self.limit) | (dict(classes=self.xnli_classes) if task == "xnli" else {})
+        digest = self._put(target, lines, [lang], [], dataset=dataset, revision=revision, **asked)
+        if not self._warned:
+            self.say(OTHER_ROWS)
+            self._warned = True
         told = f"{len(lines)} records, SHA-256 {digest} ({self._trust(target.path)})"
+        if asked.get("classes") == 2:
+            told += "; neutral and contradiction written as not_entailment, as the committed reports have it"
         if revision and REVISIONS.get(dataset, revision) != revision:
             told += f"; {dataset} is at {revision[:12]} now, {REVISIONS[dataset][:12]} is the one known here"
         return told + (f"; {len(dropped)} rows left out{_why(dropped)}" if dropped else "")
 
-    def _put(self, target: Target, records: list[dict], langs: list[str], parts: list[dict], **told: str | None) -> str:
+    def _put(self, target: Target, records: list[dict], langs: list[str], parts: list[dict], **told: object) -> str:
         content = "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records).encode()
         digest = hashlib.sha256(content).hexdigest()
         if target.path in self.sha256:
@@ -254,8 +308,18 @@ class Fetching:
             self.say(
                 f"  by hand: write {self.folder / target.path} from {dataset}, configuration {config}: {POOL} rows of "
                 f"validation, then test, one JSON object a line: {EXAMPLES[target.source]}"
+                + (" (neutral and contradiction are not_entailment)" if target.source == "xnli" else "")
             )
         self.say(f"  licence: {source.licence} ({source.home})")
+
+
+def _number(value: object, otherwise: int | float) -> int | float:
+    """A number of a lock file, which people may have changed."""
+    return value if type(value) is int else otherwise
+
+
+def _or_all(number: int | None) -> str:
+    return "all" if number is None else str(number)
 
 
 def parse_checksums(options: list[str]) -> dict[str, str]:

@@ -5,6 +5,8 @@ MzsRE is a file of English–other pairs per language at a pinned commit; XTREME
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from urllib.parse import urlencode
@@ -12,7 +14,7 @@ from urllib.parse import urlencode
 from langedit_core.datafiles import parse_json
 from langedit_core.errors import RefusedInput, unknown
 from langedit_core.languages import CORE, LANGUAGES, language
-from langedit_core.xtreme_data import AS_FILE, HUB, TASKS
+from langedit_core.xtreme_data import AS_FILE, HUB, TASKS, XNLI_TWO
 
 MZSRE_FILE = "mzsre.jsonl"
 LARGEST_PAIRS = 20_000_000  # bytes; the largest has about one million characters
@@ -79,6 +81,29 @@ PAIRS: dict[str, tuple[str, str]] = {
     "pt": ("pt", _SECOND), "ru": ("ru", _SECOND), "th": ("th", _SECOND), "tr": ("tr", _SECOND),
 }  # fmt: skip
 """Language -> what MzsRE calls it, and a commit of the repository that holds its file."""
+
+MZSRE_FACTS = 600
+"""Facts of MzsRE that the committed reports drew from, the first of those published. Runs draw by the hash of an id, so
+with more facts to draw from they would edit other ones, and no number could be held against the reports'."""
+
+REPORTED: dict[str, str] = {
+    "en": "11d04742f186301a09ac73381cce5f78c811e4d17f270e58f59c7626da97ac43",
+    "de": "61fc4a0451498c82d03c51d9470c934767935e9afb85f9eb4678d4fcdfb17953",
+    "nl": "a0b4650637fcc67f514ffcdcbf3a9a2ebf116302ab24599b0f4e8eb9c6d58029",
+    "es": "4fb0976990e9a9166828c5ff79860ea9c6ad5b0da3320bdeca4fc7b24ae00898",
+    "fr": "65c34b5d7a9d2dc331d3996a9c0b2629439f27dfb0708a0e8b403bd254371a94",
+    "zh": "763bb2e0866c7ac17d37055f66d9df9603f7a40c7c0beb6f7f81a7cd561bebd8",
+    "cs": "29a1effd361b4001b15fc3eb56fae5d99aa292c403934d41648b9032de641389",
+    "pt": "fb5218b2a8f04122104714fc2f1b723ee8ced6650b2b3295be751634473747a0",
+    "ru": "4ace4e590ce9f53a501149bd9abb21ade4c82053fa9dbf4a4d354bca67d2f49b",
+    "th": "930c0441b678c4b80e8561bd03157ec645f5963fe495a1f99fb0db3dde110fea",
+    "tr": "f0285c7ae8bd2db7a0b4dfefbb110b34867aa381c7b0d6a4d190a49abe47ec45",
+    "vi": "7c402b9f1fbfa3cac3e97b313f549f3b61015d208ddb97a64e7bf82f32b09ab7",
+}
+"""Language -> `digest_of` those facts in the reports' data, which are not ours to ship."""
+
+XNLI_CLASSES = (2, 3)
+"""What XNLI can be written with; the committed reports have two: entailed or not."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -201,6 +226,22 @@ def join_pairs(pairs: Mapping[str, Sequence[dict]]) -> tuple[list[dict], dict[st
                 "files; fetch all of them from one revision"
             )
     return joined, {lang: number for lang, number in apart.items() if number}
+
+
+def digest_of(records: Sequence[dict], lang: str) -> str:
+    """SHA-256 of what all records say in one language, whatever else they hold."""
+    return hashlib.sha256(json.dumps([record.get(lang) for record in records], sort_keys=True).encode()).hexdigest()
+
+
+def unlike_reports(records: Sequence[dict], langs: Sequence[str]) -> list[str]:
+    """Languages in which these are not, word for word and in this order, the facts of the committed reports."""
+    return [lang for lang in langs if digest_of(records, lang) != REPORTED[lang]]
+
+
+def two_classes(line: dict) -> dict:
+    """A line of XNLI, whose neutral and contradicting pairs are one class where it is only asked what is entailed."""
+    entailed, not_entailed = XNLI_TWO
+    return line | {"label": entailed if line["label"] == entailed else not_entailed}
 
 
 def read_page(where: str, content: bytes, task: str) -> tuple[list[tuple[int, object]], int]:

@@ -15,6 +15,14 @@ from langedit_core.errors import RefusedInput
 LONGEST_LINE = 1_000_000  # bytes; a longer line is no record of any data set read here
 
 
+class NotAvailable(FileNotFoundError):
+    """Data that are not here; `reason` says which, the message also what to put where."""
+
+    def __init__(self, reason: str, advice: str) -> None:
+        super().__init__(f"{reason}; {advice}")
+        self.reason = reason
+
+
 def data_folder() -> tuple[Path, str]:
     """The folder, which need not exist, and what an error calls it."""
     folder = os.environ.get("LANGEDIT_DATA")

@@ -10,6 +10,7 @@ rules make the rest of the package indifferent to the map:
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from importlib.util import find_spec
 
@@ -18,17 +19,21 @@ from torch import nn
 
 from langedit_core.errors import RefusedInput
 
+VARIABLE = "LANGEDIT_DEVICE"
+"""Environment variable: the device where none is named; `--device` sets it for the kernels of notebooks."""
 SPREADS = ("balanced", "balanced_low_0", "sequential")
 """Accelerate's ways to fill all GPUs: evenly, evenly but for a first one that is spared, or one after the other."""
 
 
 def usable_device(device: str | Mapping[str, str | int]) -> str | dict[str, str | int]:
-    """`device` as it is, or for `auto` the first GPU, the processor if there is none.
+    """`device` as it is; for `auto` that of `LANGEDIT_DEVICE`, else the first GPU, the processor if there is none.
 
     Raises:
         ValueError: Not a device, or not one of this machine.
         RefusedInput: Several devices are asked for, and Accelerate is not installed.
     """
+    if device == "auto":
+        device = os.environ.get(VARIABLE) or device
     if not isinstance(device, str) or device in SPREADS:
         if find_spec("accelerate") is None:
             raise RefusedInput(f"device {device!r} needs Accelerate: pip install accelerate, or take one device")

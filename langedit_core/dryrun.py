@@ -46,7 +46,7 @@ def told(
     listed, needs = [f"{'state':7} {'edits':>5} {'batches':>7} {'seed':>4}  method on data, model"], []
     for model in models:
         records = profile.records(root / "reports" / profile.folder(model))
-        cells = [cell for group in profile.grids for cell in profile.cells(group, model)]
+        cells = profile.all_cells(model)
         missing = [cell for cell in cells if not is_known(cell, root / "results", records)]
         listed += [
             f"{'missing' if cell in missing else 'done':7} {cell.edits:5} {cell.batches:7} {cell.seed:4}  "

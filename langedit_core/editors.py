@@ -8,6 +8,7 @@ what is done to Δ afterwards. Fine-tuning, which solves nothing, is an editor t
 from __future__ import annotations
 
 import contextlib
+import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
@@ -46,13 +47,15 @@ class EditSettings(BaseModel):
     A running mean shrinks as its count n̄ grows, by n₀/n̄ in every direction that gets no key: under a fixed cut,
     directions that C₀ protects would become free one after another. So `running` cuts C̄ at cut · n₀/n̄. That is the
     sum of kkᵀ cut at n₀ · cut; a sum never shrinks in any direction, so the number of free directions never grows, and
-    a key takes its direction once its energy there, with all that came before, reaches n₀ · cut.
+    a key takes its direction once its energy there, with all that came before, reaches n₀ · cut. A threshold that
+    protects nothing (`fraction` 1, `energy` 0) has an infinite cut: then `running`, `randomized` and `released` leave
+    everything free, and no key ever takes a direction.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     layers: tuple[StrictInt, ...] = Field(min_length=1)
-    space: Literal["whole", "static", "running", "incremental", "released", "full_keys", "randomized"]
+    space: Literal["whole", "static", "running", "incremental", "released", "full_keys", "randomized", "literal"]
     remember: bool = Field(False, description="past keys are columns with zero residual in the solve")
     covariance_weight: float = Field(0.0, ge=0, description="λ₀ of A = λ₀C₀; used with space='whole'")
     ridge: float = Field(1.0, gt=0, description="λ, relative to the mean energy of the projected keys or absolute")
@@ -79,7 +82,13 @@ class EditSettings(BaseModel):
         1.0, gt=0, le=1, description="RECT: share of ΔW's entries kept, those largest beside W's; published 0.4"
     )
     damping: Literal["initial", "edited"] | None = Field(
-        None, description="PRUNE: `finish` puts W₀ + damped total; or W_T + damped total, as released"
+        None, description="PRUNE: `finish` puts W₀ + damped total; or W_T + damped total, as AlphaEdit's code has PRUNE"
+    )
+    damping_base: float = Field(
+        math.e,
+        gt=1,
+        exclude_if=lambda base: base == math.e,  # came later: what was computed before keeps its hash
+        description="PRUNE: α of log_α, to which large singular values are damped; its code has e, 2, 1.5 and 1.2",
     )
     sphere: float = Field(0.0, ge=0, le=1, description="SPHERE's α: how much of ΔW in W's main directions is removed")
     sphere_share: float = Field(0.5, ge=0, le=1, description="SPHERE's η: how much of W's spectrum counts as main")
@@ -101,6 +110,8 @@ class EditSettings(BaseModel):
             raise ValueError(f"one_by_one (ROME) edits one layer, not {list(self.layers)}; pass layers=(...) with one")
         if self.meets == "bare" and self.constraint != "exact":
             raise ValueError("meets='bare' says where an exact constraint holds; it needs constraint='exact'")
+        if self.damping_base != math.e and self.damping is None:
+            raise ValueError(f"damping_base={self.damping_base} says how PRUNE damps; it needs damping")
         if self.finetune and (self.space != "whole" or self.keep_share < 1 or self.damping or self.sphere):
             raise ValueError("finetune trains the whole matrix: nothing of the solve, nor after it, goes with it")
         if self.spread == "residual" and self.values.site == "write":
@@ -110,6 +121,11 @@ class EditSettings(BaseModel):
             )
         return self
 
+    @property
+    def needs_covariance(self) -> bool:
+        """Whether anything is read from C₀: not by fine-tuning, nor by ROME without covariance."""
+        return self.finetune is None and (self.space != "whole" or self.covariance_weight > 0)
+
 
 _MEMIT = dict(space="whole", covariance_weight=1.0)
 _ALPHAEDIT = dict(space="static", remember=True)
@@ -118,7 +134,7 @@ _SPHERE = dict(sphere=0.5, sphere_share=0.5)
 
 PROJECTORS = dict(
     static="fixed", running="exact", incremental="incremental", full_keys="full_keys", randomized="randomized",
-    released="released",
+    released="released", literal="literal",
 )  # fmt: skip
 """`EditSettings.space` -> kind of `projectors.projector_of`."""
 
@@ -134,6 +150,7 @@ METHODS: dict[str, dict] = {
     "langedit": _LANGEDIT,
     "langedit-sphere": _LANGEDIT | _SPHERE,
     "langedit-released": dict(space="released", remember=True),
+    "langedit-literal": dict(space="literal"),
     "langedit-full": dict(space="full_keys"),
     "langedit-randomized": dict(space="randomized"),
     "evoedit": dict(space="incremental"),
@@ -141,8 +158,12 @@ METHODS: dict[str, dict] = {
     "ft-released": dict(space="whole", finetune=FineTuneSettings.published()),
 }
 """MEMIT arXiv 2210.07229, RECT 2401.04700, PRUNE 2405.16821, ROME 2202.05262, AlphaEdit 2410.02355, SPHERE 2510.01172,
-LangEdit 2506.10800, EvoEdit 2510.13851. `-released` names what published code does where it is not what its paper says:
-LangEdit's mix of means and sums, PRUNE's damped update on top of the undamped one, fine-tuning on one position.
+LangEdit 2506.10800, EvoEdit 2510.13851. `-released` names what published code does where it is not what the paper says:
+LangEdit's mix of means and sums, fine-tuning on one position. `prune-released` is PRUNE as the repository of AlphaEdit
+re-implements it, which adds the damped update to the edited weight; PRUNE's own code (mjy1111/PRUNE) adds it to W₀, as
+its paper and `prune` do.
+`langedit-literal` reads the paper's recursion for C̄ to the letter, where a batch's K Kᵀ is a sum and has the weight of
+the batch's size on top.
 `langedit-full` projects off the stored keys themselves instead of their covariance, as the paper's ablation does;
 `langedit-randomized` finds LangEdit's space by a randomised range finder."""
 
@@ -269,12 +290,12 @@ def write(model: EditableModel, updates: Mapping[int, Update], settings: EditSet
 
 
 def damped(
-    start: Float[Tensor, "d_out d_in"], weight: Float[Tensor, "d_out d_in"], onto: str
+    start: Float[Tensor, "d_out d_in"], weight: Float[Tensor, "d_out d_in"], settings: EditSettings
 ) -> Float[Tensor, "d_out d_in"]:
     """What becomes of `weight` at the end of PRUNE's sequence, which began at `start`; see `EditSettings.damping`."""
     start, weight = start.double(), weight.double()
-    total = damp(weight - start, float(torch.linalg.matrix_norm(start, 2)))
-    return (start if onto == "initial" else weight) + total
+    total = damp(weight - start, float(torch.linalg.matrix_norm(start, 2)), settings.damping_base)
+    return (start if settings.damping == "initial" else weight) + total
 
 
 @torch.no_grad()
@@ -282,16 +303,50 @@ def repeat(model: EditableModel, settings: EditSettings, batches: Iterable[Mappi
     """Do a stored sequence of batches again and end it, in place: same weights as the editor left, to the bit.
 
     Args:
-        model: As it was before the first batch.
+        model: As it was before the first batch; and it is again if anything fails.
         settings: Of the editor.
         batches: What `Editor.edit` gave for every batch, layer -> update, on any device.
+
+    Raises:
+        ValueError: As `check_updates`.
     """
     start = {layer: model.weight(layer).clone() for layer in settings.layers}
-    for updates in batches:
-        write(model, updates, settings)
-    if settings.damping is not None:
+    try:
+        for updates in batches:
+            check_updates(model, updates, settings)
+            write(model, updates, settings)
+        if settings.damping is not None:
+            for layer, weight in start.items():
+                model.weight(layer).copy_(damped(weight, model.weight(layer), settings))
+    except BaseException:
         for layer, weight in start.items():
-            model.weight(layer).copy_(damped(weight, model.weight(layer), settings.damping))
+            model.weight(layer).copy_(weight)
+        raise
+
+
+def check_updates(model: EditableModel, updates: Mapping[int, Update], settings: EditSettings) -> None:
+    """Refuse a stored batch that cannot be added as a whole, before anything of it is added.
+
+    Raises:
+        ValueError: Updates of other layers than those of the settings, of another shape than the model's matrices, or
+            with NaN or infinity; names layer and tensor.
+    """
+    if set(updates) != set(settings.layers):
+        raise ValueError(
+            f"the batch has updates of layers {sorted(updates)}, the settings edit {list(settings.layers)}; give each "
+            "of these one, as `Editor.edit` does"
+        )
+    for layer, update in updates.items():
+        (d_out, d_in), n = model.weight(layer).shape, update.left.shape[1]
+        shapes = dict(left=(d_out, n), right=(d_in, n), keys=(d_in, n), dense=(d_out, d_in))
+        for name, tensor in update.tensors().items():
+            if tensor.shape != shapes[name]:
+                raise ValueError(
+                    f"{name} of the update for layer {layer} is {tuple(tensor.shape)}, expected {shapes[name]}; the "
+                    "batch belongs to another model"
+                )
+            if not torch.isfinite(tensor).all():
+                raise ValueError(f"{name} of the update for layer {layer} holds NaN or infinity; the batch is damaged")
 
 
 class Editor:
@@ -312,14 +367,31 @@ class Editor:
         covariances: Mapping[int, KeyCovariance],
         contexts: Contexts,
     ) -> None:
+        """Begin a sequence; C₀ is decomposed or factored here, once per layer.
+
+        Args:
+            model: Unedited, or at least as the sequence shall find it: its weights are W₀ to every norm, to PRUNE and
+                to `reset`, and C₀ should be of these very weights.
+            settings: Method and options.
+            covariances: C₀ of every layer of `settings.layers`, of `model` as it is now, by its layer; further ones
+                are ignored. They are not copied, and not to be updated afterwards. Only the methods that decompose a
+                running covariance go on holding one. May be empty where nothing is read
+                (`EditSettings.needs_covariance`).
+            contexts: Prefixes of every language that will be edited.
+
+        Raises:
+            ValueError: Layers the model does not have, or without a covariance.
+            FloatingPointError: A covariance with NaN or infinity, or one that is not positive.
+        """
         model.check_layers(settings.layers)
-        if missing := [layer for layer in settings.layers if layer not in covariances]:
+        needed = settings.layers if settings.needs_covariance else ()
+        if missing := [layer for layer in needed if layer not in covariances]:
             raise ValueError(
                 f"no covariance for layers {missing}; call cached_covariance(model, {settings.layers}, ...)"
             )
         self.model, self.settings, self.contexts = model, settings, contexts
         self.step, self.finished = 0, False
-        self.layers = {layer: LayerState(model, layer, settings, covariances[layer]) for layer in settings.layers}
+        self.layers = {layer: LayerState(model, layer, settings, covariances.get(layer)) for layer in settings.layers}
         self._unedited = {layer: dict(vars(state)) for layer, state in self.layers.items()}
 
     def requests(self, facts: Sequence[Fact]) -> tuple[list[Fact], list[ValueRequest], dict[str, str]]:
@@ -353,7 +425,11 @@ class Editor:
             The report, and per layer the update, as low-rank factors unless it was trained.
 
         Raises:
-            FloatingPointError: NaN or infinity, naming layer and step; the model keeps its previous weights.
+            ValueError: The sequence is finished, no fact can be edited, or its language has no prefixes; nothing was
+                begun.
+            FloatingPointError: NaN or infinity, a matrix that cannot be factored or decomposed, or any ValueError once
+                the batch is begun, naming step and layer. Model and editor are as they were before the batch, as they
+                are after every other error or an interrupt, and the next batch can follow.
         """
         kept, requests, dropped = self.requests(facts)
         report = BatchReport(step=self.step, facts=[fact.id for fact in kept], dropped=dropped)
@@ -389,12 +465,11 @@ class Editor:
             for layer, update in updates.items():
                 doing.what = f"the report of layer {layer}"
                 report.layers[layer] = self.layers[layer].report(update)
-            doing.what = "remembering its keys"
             with clock("projection"):
-                self._remember(updates)
+                self._remember(updates, doing)
         except BaseException as error:
             self._put_back()
-            if isinstance(error, FloatingPointError | ValueError):
+            if isinstance(error, FloatingPointError | ValueError | torch.linalg.LinAlgError):
                 message = f"batch {self.step}, {doing.what}: {error}; the model is as it was before this batch"
                 raise FloatingPointError(message) from error
             raise
@@ -452,11 +527,25 @@ class Editor:
                 self.model.weight(layer).copy_(state.weight)
 
     def apply(self, updates: Mapping[int, Update]) -> None:
-        """Repeat a stored batch: same weights, same state, to the bit."""
+        """Repeat a stored batch: same weights, same state, to the bit.
+
+        Model and editor are as they were if anything fails.
+
+        Args:
+            updates: What `edit` gave, by layer, on any device.
+
+        Raises:
+            ValueError: The sequence is finished, or as `check_updates`.
+        """
         self._refuse_after_the_end()
+        check_updates(self.model, updates, self.settings)
         updates = {layer: update.to(self.model.weight(layer).device) for layer, update in updates.items()}
-        write(self.model, updates, self.settings)
-        self._remember(updates)
+        try:
+            write(self.model, updates, self.settings)
+            self._remember(updates)
+        except BaseException:
+            self._put_back()
+            raise
 
     @torch.no_grad()
     def finish(self) -> None:
@@ -468,7 +557,7 @@ class Editor:
         if self.settings.damping is None or self.finished:
             return
         ends = {
-            layer: damped(state.initial, self.model.weight(layer), self.settings.damping)
+            layer: damped(state.initial, self.model.weight(layer), self.settings)
             for layer, state in self.layers.items()
         }
         try:
@@ -495,9 +584,12 @@ class Editor:
         if self.finished:
             raise ValueError("the sequence is finished and its updates are damped; start another editor for more edits")
 
-    def _remember(self, updates: Mapping[int, Update]) -> None:
+    def _remember(self, updates: Mapping[int, Update], doing: _Doing | None = None) -> None:
         """Take a batch into the state of all layers, or of none if anything fails on the way."""
-        known = {layer: state.remembered(updates[layer]) for layer, state in self.layers.items()}
+        known, doing = {}, doing or _Doing("")
+        for layer, state in self.layers.items():
+            doing.what = f"remembering the keys of layer {layer}"
+            known[layer] = state.remembered(updates[layer])
         for layer, state in self.layers.items():
             vars(state).update(known[layer])
         self.step += 1
@@ -505,7 +597,7 @@ class Editor:
     def _keys(self, reader: KeyReader, layer: int) -> tuple[Float[Tensor, "d_in n"], Float[Tensor, "d_in n"] | None]:
         """Keys of all facts, and where an exact constraint holds if not there."""
         settings = self.settings
-        rows = reader.read(layer)[0]
+        rows = reader.read(layer)
         by_fact = rows.split(reader.counts)
         mean = settings.average == "mean"
         keys = torch.stack([x.mean(0) for x in by_fact], dim=1) if mean else reader.average(rows)
@@ -523,17 +615,21 @@ class Editor:
 class LayerState:
     """What one edited layer remembers between batches."""
 
-    def __init__(self, model: EditableModel, layer: int, settings: EditSettings, covariance: KeyCovariance) -> None:
+    def __init__(
+        self, model: EditableModel, layer: int, settings: EditSettings, covariance: KeyCovariance | None
+    ) -> None:
+        """`covariance` is C₀; None where the method reads none (`EditSettings.needs_covariance`)."""
         self.model, self.layer, self.settings = model, layer, settings
         self.weight = model.weight(layer).clone()  # as of the last finished batch
-        self.initial_norm = float(self.weight.norm())
+        self.initial_norm = float(self.weight.float().norm())
         self.initial = self.weight
         self.past: tuple[Float[Tensor, "d _"], ...] = ()
+        self.past_gram: Float[Tensor, "d d"] | None = None  # Σ kkᵀ of past keys that are not kept one by one
         d = model.d_ff
         self.metric: Metric | None = None
         if settings.space == "whole":
             self.projector: Projector = Fixed(NullSpace(d=d))
-            if settings.covariance_weight > 0 and settings.finetune is None:
+            if settings.needs_covariance:
                 self.metric = CovarianceMetric(covariance.mean, settings.covariance_weight)
         else:
             self.projector = projector_of(PROJECTORS[settings.space], covariance, settings.threshold)
@@ -548,7 +644,28 @@ class LayerState:
         self, space: NullSpace, keys: Tensor, residual: Tensor, at: Tensor | None, names: Sequence[str],
         report: BatchReport,
     ) -> Update:  # fmt: skip
+        """The update of one batch: ΔW = R Bᵀ, with B of `solve_update`.
+
+        A key of which the space leaves a share of `exhausted` or less of its energy is not edited: its column of B is
+        zero, and its fact is named in `report.exhausted`. λ is `ridge`, relative to the mean energy ‖Pk‖² of the keys
+        that are left where `relative_ridge` says so; with a covariance metric there is none. SPHERE turns B off the
+        main directions of the weight as it is now, with the earlier batches in it.
+
+        Args:
+            space: Directions free for this batch.
+            keys: One per fact.
+            residual: What each fact has to add to the output.
+            at: Where an exact constraint holds, if not at `keys`.
+            names: Ids of the facts, for the report.
+            report: Takes the ids of exhausted facts.
+
+        Raises:
+            FloatingPointError: NaN or infinity in the keys or what follows from them; nothing was changed.
+        """
         settings = self.settings
+        # First: NaN is not above `exhausted` either, and a key that was never a number would be told as used up.
+        if not torch.isfinite(keys).all():
+            raise FloatingPointError(f"keys of layer {self.layer} hold NaN or infinity; no update is computed")
         alive = space.survival(keys) > settings.exhausted
         for name in (fact for fact, ok in zip(names, alive.tolist(), strict=False) if not ok):
             if name not in report.exhausted:
@@ -559,18 +676,19 @@ class LayerState:
             if metric is None:
                 energy = float(space.project(keys[:, alive].double()).square().sum(0).mean())
                 metric = RidgeMetric(space, settings.ridge * (energy if settings.relative_ridge else 1.0))
-            past = torch.cat(self.past, dim=1) if settings.remember and self.past else None
+            past = torch.cat(self.past, dim=1) if self.past else None
             exact = settings.constraint == "exact"
             met = None if at is None else at[:, alive]
-            right[:, alive] = solve_update(keys[:, alive], metric, past, exact=exact, at=met).to(keys)
+            found = solve_update(keys[:, alive], metric, past, gram=self.past_gram, exact=exact, at=met)
+            right[:, alive] = found.to(keys)
             if settings.sphere > 0:
                 right = spread_off(right, self.model.weight(self.layer), settings.sphere, settings.sphere_share)
         return Update(left=residual.to(keys), right=right, keys=keys)
 
     def report(self, update: Update) -> LayerReport:
         """What the batch did, measured on the weight as it came out."""
-        space, weight = self.space(), self.model.weight(self.layer)
-        change, left = weight - self.weight, update.left
+        space, weight = self.space(), self.model.weight(self.layer).float()
+        change, left = weight - self.weight.float(), update.left
         survival, written = torch.ones(1), None
         if update.dense is None:
             survival = space.survival(update.keys)
@@ -581,15 +699,26 @@ class LayerState:
             capacity=float(survival.mean()),
             capacity_min=float(survival.min()),
             relative_update=float(change.norm()) / self.initial_norm,
-            relative_total=float((weight - self.initial).norm()) / self.initial_norm,
+            relative_total=float((weight - self.initial.float()).norm()) / self.initial_norm,
             written=written,
         )
 
     def remembered(self, update: Update) -> dict[str, object]:
         """What this state becomes with the batch taken in; nothing is changed yet. The weight is the model's."""
-        past = (*self.past, update.keys) if self.settings.remember else ()
+        past, gram = self._with(update.keys) if self.settings.remember else ((), None)
         projector = self.projector.taking(update.keys)
-        return dict(weight=self.model.weight(self.layer).clone(), past=past, projector=projector)
+        return dict(weight=self.model.weight(self.layer).clone(), past=past, past_gram=gram, projector=projector)
+
+    def _with(self, keys: Float[Tensor, "d n"]) -> tuple[tuple[Tensor, ...], Float[Tensor, "d d"] | None]:
+        """`past` and `past_gram` with `keys` among them."""
+        past, gram, settings = (*self.past, keys), self.past_gram, self.settings
+        many = sum(k.shape[1] for k in past) > len(keys) or gram is not None
+        # Once they are more than dimensions, a penalty needs their sum only, which is sooner added to than made anew.
+        # An exact constraint needs each of them, and the released projector holds each anyway.
+        if many and settings.constraint == "penalty" and settings.space != "released":
+            columns = torch.cat(past, dim=1).double()
+            return (), columns @ columns.T if gram is None else torch.addmm(gram, columns, columns.T)
+        return past, gram
 
 
 @dataclass

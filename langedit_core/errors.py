@@ -26,6 +26,10 @@ class RefusedInput(ValueError):
         self.lang = lang
 
 
+class NotebookFailed(RuntimeError):
+    """A notebook stopped; the message names the cell and ends with the last lines of its traceback."""
+
+
 def unknown(what: str, got: str, known: Iterable[str]) -> ValueError:
     """Builds (does not raise) the error for a name outside a fixed set.
 

@@ -8,7 +8,6 @@ Only a model's configuration is read, its parameters are counted on the meta dev
 from __future__ import annotations
 
 import math
-import os
 import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -22,7 +21,7 @@ from langedit_core.drift import neutral_texts
 from langedit_core.editors import EditSettings
 from langedit_core.metrics import questions
 from langedit_core.models import architecture_of
-from langedit_core.packaged import EMBEDDED, PACKAGED
+from langedit_core.packaged import EMBEDDED, PACKAGED, converted
 from langedit_core.records import Fact, FactSet
 from langedit_core.results import Cell
 
@@ -110,8 +109,7 @@ def shapes_of(name: str) -> Shapes:
     if name in EMBEDDED:
         source, get = str(EMBEDDED[name]), "reinstalling the package brings it"
     if name in PACKAGED:
-        home = Path(os.environ.get("HF_HOME") or "~/.cache/huggingface").expanduser()
-        source = str(home / "langedit" / "models" / f"{name}-{PACKAGED[name].sha256[:12]}")
+        source = str(converted(name))
         get = f"`langedit inspect {name}` converts it"
     try:
         if (name in PACKAGED or Path(source).is_dir()) and not (Path(source) / "config.json").is_file():
@@ -232,7 +230,7 @@ def state(
         stored keys, or the directions they took. Of full keys both C₀'s side and the one extended by the keys.
     """
     square, keys = 8.0 * d_in**2, float(d_in * edits)
-    held = settings.remember or settings.space in ("running", "randomized", "released", "full_keys")
+    held = settings.remember or settings.space in ("running", "literal", "randomized", "released", "full_keys")
     grown = settings.space in ("incremental", "full_keys")
     basis = 8.0 * d_in * round(min(protected, 1 - protected) * d_in) if settings.space != "whole" else 0.0
     return {
@@ -333,8 +331,9 @@ def _keys(shapes: Shapes, cell: Cell, texts: Texts) -> float:
     layers = cell.settings.layers
     if cell.settings.finetune is not None:
         return 0.0
-    # Up to the last layer, then on from each edited one, which runs once more to be read.
-    runs = layers[-1] + 1 + layers[-1] - layers[0] + len(layers)
+    # Up to the last layer, then on from each edited one, which runs up to its projection to be read.
+    read = 1 - shapes.d_model * shapes.d_ff / shapes.layer
+    runs = layers[-1] + layers[-1] - layers[0] + len(layers) * read
     if cell.settings.spread == "residual":  # what is missing is measured at the last layer, before each update
         runs += sum(layers[-1] - layer + 1 for layer in layers)
     return 2.0 * shapes.layer * runs * (_context_columns(cell, texts) + (1 + cell.prefixes) * texts.facts)
@@ -353,7 +352,7 @@ def _decompositions(shapes: Shapes, cell: Cell) -> float:
     settings, d, narrow = cell.settings, shapes.d_ff, min(shapes.d_ff, shapes.d_model)
     once = 0.0
     if settings.space != "whole":
-        again = cell.batches - 1 if settings.space in ("running", "released") else 0
+        again = cell.batches - 1 if settings.space in ("running", "literal", "released") else 0
         once = 9.0 * d**3 * (1 + again)
     elif settings.covariance_weight > 0 and settings.finetune is None:
         once = d**3 / 3

@@ -101,7 +101,8 @@ class Submitit:
         names = [f"{self.cluster}-{self.count + i}" for i in range(len(tasks))]
         self.count += len(tasks)
         if self.cluster == "slurm":
-            self.jobs |= dict(zip(names, self.executor.map_array(_call, tasks), strict=True))
+            # The tasks themselves, not a function of them: submitit looks for `checkpoint` in what it was given.
+            self.jobs |= dict(zip(names, self.executor.submit_array(tasks), strict=True))
         else:
             self.queue += zip(names, tasks, strict=True)
             self._start()
@@ -133,10 +134,6 @@ class Submitit:
         self.queue = [(name, task) for name, task in self.queue if name not in names]
         for name in names & self.jobs.keys():
             self.jobs[name].cancel(check=False)
-
-
-def _call(task: Callable[[], object]) -> object:
-    return task()
 
 
 def _active_jobs() -> set[str] | None:

@@ -1,7 +1,7 @@
-"""Real edits until the space is used up, and what every failure of the method looks like in the editor's report.
+"""Real edits batch by batch, and what every failure of the method looks like in the editor's report.
 
-Efficacy of a round (all its batches together) right after each batch, of all edits so far, and the capacity the batch
-found; the limit is the first round whose own edits succeed less than half of the time.
+Efficacy of a batch's own edits right after it, of all edits so far, and the capacity that the batch found; the limit is
+the first batch whose own edits have an efficacy below one half.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import numpy as np
 import pandas as pd
 import torch
 
+from langedit_core.capacity import limit
 from langedit_core.contexts import Contexts
 from langedit_core.covariance import KeyCovariance
 from langedit_core.editors import BatchReport, Editor
@@ -21,7 +22,7 @@ from langedit_core.models import EditableModel
 from langedit_core.nullspace import Threshold
 from langedit_core.profiles import hyperparameters
 from langedit_core.records import Fact
-from langedit_core.stats import interval
+from langedit_core.stats import Estimate, interval
 from langedit_core.tables import format_ci
 
 if TYPE_CHECKING:
@@ -47,11 +48,8 @@ def by_round(study: Study, data: str) -> pd.DataFrame:
     growth, kept = study.growth(data), study.kept(data)
     out = []
     for method in study.followed(data):
-        cell, own = study.cell(data, method), []
-        for r in (r for r in study.results if (r.cell.data, r.cell.method) == (data, method)):
-            now = r.retention[r.retention["edited"] == r.retention["step"]]
-            own.append(now.assign(seed=r.cell.seed, round=now["step"] // len(cell.langs)))
-        values = pd.concat(own, ignore_index=True)
+        cell, values = study.cell(data, method), _own(study, data, method)
+        values = values.assign(round=values["step"] // len(cell.langs))
         mine = growth[growth["method"] == method]
         mine = mine.assign(round=mine["step"] // len(cell.langs))
         after = kept[kept["method"] == method].set_index("step")
@@ -65,49 +63,171 @@ def by_round(study: Study, data: str) -> pd.DataFrame:
     return pd.DataFrame(out)
 
 
-def ends(found: pd.DataFrame, level: float = HALF) -> pd.DataFrame:
-    """Per method: edits after which a round's own edits, and all edits so far, first have an efficacy below `level`."""
-    out = []
-    for method, part in found.groupby("method", sort=False):
-        row: dict[str, object] = {"method": method}
-        for column, heading in (("value", "its own edits"), ("sofar", "all edits so far")):
-            below = part[part[column] < level]
-            row[f"{heading} < {level:g}"] = f"{below['edits'].iloc[0]}" if len(below) else f"> {part['edits'].iloc[-1]}"
-        last = part.iloc[-1]
-        row |= {"efficacy of the last round": format_ci(last["value"], last["low"], last["high"]), "n": int(last["n"])}
-        row |= {"of all": last["sofar"], "capacity": f"{part['capacity'].iloc[0]:.2f} → {last['capacity']:.2f}"}
-        row |= {"written": f"{part['written'].iloc[0]:.2f} → {last['written']:.2f}"}
-        row |= {"‖ΔW‖/‖W‖ per batch": f"{part['relative_update'].iloc[0]:.2f} → {last['relative_update']:.2f}"}
-        out.append(row | {"exhausted": part["exhausted"].sum()})
-    return pd.DataFrame(out)
+def _own(study: Study, data: str, method: str) -> pd.DataFrame:
+    """Efficacy of every edit right after its batch: seed, fact, lang, edited, step, tf."""
+    results = (r for r in study.results if (r.cell.data, r.cell.method) == (data, method))
+    rows = pd.concat([r.retention.assign(seed=r.cell.seed) for r in results], ignore_index=True)
+    return rows[rows["edited"] == rows["step"]]
 
 
 def by_batch(study: Study, data: str) -> pd.DataFrame:
-    """The same batch by batch, shares only: method, edits, value, sofar, capacity, written."""
-    own = []
-    for r in (r for r in study.results if r.cell.data == data):
-        now = r.retention[r.retention["edited"] == r.retention["step"]]
-        own.append(now.assign(method=r.cell.method)[["method", "step", "tf"]])
-    values = pd.concat(own).groupby(["method", "step"])["tf"].mean().rename("value").reset_index()
-    table = study.growth(data).merge(study.kept(data), on=["method", "step"]).merge(values, on=["method", "step"])
-    return table.rename(columns={"all": "sofar"})[["method", "edits", "value", "sofar", "capacity", "written"]]
+    """The same batch by batch.
+
+    Returns:
+        method, step, edits (so far, at its end), value, n, low, high (efficacy of the batch's own edits, over facts),
+        sofar (efficacy of all edits so far), asked (how many of each batch `sofar` asks again), capacity, rank, written
+        (as the batch found them).
+    """
+    found = study.growth(data).merge(study.kept(data).rename(columns={"all": "sofar"}), on=["method", "step"])
+    rows = []
+    for method in study.followed(data):
+        cell = study.cell(data, method)
+        asked = min(cell.track or cell.batch, cell.batch)
+        for step, part in _own(study, data, method).groupby("step"):
+            value = interval(part.groupby(["seed", "fact"])["tf"].mean())
+            rows.append(dict(method=method, step=int(step), asked=asked) | value._asdict())
+    columns = ["method", "step", "edits", *Estimate._fields, "sofar", "asked", "capacity", "rank", "written"]
+    return found.merge(pd.DataFrame(rows), on=["method", "step"])[columns]
 
 
-def reading(found: pd.DataFrame, data: str) -> list[str]:
-    """A sentence per method: whether the limit was reached, and what went first."""
+def crossings(batches: pd.DataFrame, level: float = HALF) -> pd.DataFrame:
+    """How each method starts, and after how many edits it fails; what did not happen is missing.
+
+    Args:
+        batches: As `by_batch` gives it.
+        level: Efficacy below which edits count as failed.
+
+    Returns:
+        method, edits (of the whole run), first_edits, first_value, first_low, first_high, first_n, first_sofar,
+        first_capacity, first_written (the first batch), own_below, sofar_below (edits at the end of the first batch at
+        which its own edits, or all edits so far, are below `level`), full_after (edits after which a batch found no
+        direction left).
+    """
+    rows = []
+    for method, part in batches.groupby("method", sort=False):
+        first = part.iloc[0]
+        row: dict[str, object] = dict(method=method, edits=part["edits"].iloc[-1])
+        row |= {
+            f"first_{name}": first[name]
+            for name in ("edits", "value", "low", "high", "n", "sofar", "capacity", "written")
+        }
+        for name, column in (("own_below", "value"), ("sofar_below", "sofar")):
+            below = part.loc[part[column] < level, "edits"]
+            row[name] = below.iloc[0] if len(below) else pd.NA
+        before = part["edits"].shift(fill_value=0)[part["rank"] == 0]
+        rows.append(row | dict(full_after=before.iloc[0] if len(before) else pd.NA))
+    counts = ("edits", "first_edits", "first_n", "own_below", "sofar_below", "full_after")
+    return pd.DataFrame(rows).astype(dict.fromkeys(counts, "Int64"))
+
+
+def ends(rounds: pd.DataFrame, batches: pd.DataFrame, level: float = HALF) -> pd.DataFrame:
+    """`crossings` beside the last round, a row per method, as it is read."""
+    out = []
+    for row in crossings(batches, level).itertuples():
+        part = rounds[rounds["method"] == row.method]
+        first, last = part.iloc[0], part.iloc[-1]
+        out.append(
+            {"method": row.method, "first batch": format_ci(row.first_value, row.first_low, row.first_high)}
+            | {f"its own edits < {level:g}": _told(row.own_below, row)}
+            | {f"all edits so far < {level:g}": _told(row.sofar_below, row)}
+            | {"efficacy of the last round": format_ci(last["value"], last["low"], last["high"]), "n": int(last["n"])}
+            | {"of all": last["sofar"], "capacity": f"{first['capacity']:.2f} → {last['capacity']:.2f}"}
+            | {"written": f"{first['written']:.2f} → {last['written']:.2f}"}
+            | {"‖ΔW‖/‖W‖ per batch": f"{first['relative_update']:.2f} → {last['relative_update']:.2f}"}
+            | {"exhausted": part["exhausted"].sum()}
+        )
+    return pd.DataFrame(out)
+
+
+def _told(below: object, row: object) -> str:
+    """The number of edits for a table's cell."""
+    if pd.isna(below):
+        return f"> {row.edits}"
+    return f"{below} (first batch)" if below == row.first_edits else f"{below}"
+
+
+def reading(rounds: pd.DataFrame, batches: pd.DataFrame, data: str) -> list[str]:
+    """Sentences per method: whether its own edits and all edits so far fail, from when on, and the last round."""
     sentences = []
-    for row in ends(found).itertuples(index=False):
-        part = found[found["method"] == row.method]
-        own, every = row[1], row[2]
-        went = "" if own[0] != ">" else f", so these {part['edits'].iloc[-1]} edits do not reach its limit"
+    for row in crossings(batches).itertuples():
+        own = batches[batches["method"] == row.method].set_index("edits")
+        last = rounds[rounds["method"] == row.method].iloc[-1]
+        exhausted = rounds.loc[rounds["method"] == row.method, "exhausted"].sum()
+        gone = f"{exhausted:g} facts were exhausted: nothing of their keys was left" if exhausted else ""
+        full = "" if pd.isna(row.full_after) else f" No direction is left after {row.full_after} edits."
         sentences.append(
-            f"{row.method} on {data}: a round's own edits fall below an efficacy of {HALF:g} after {own} edits{went}; "
-            f"all edits so far after {every}. In the last round {format_ci(*part.iloc[-1][['value', 'low', 'high']])} "
-            f"(n = {int(part['n'].iloc[-1])} facts) succeed at once, capacity is {part['capacity'].iloc[-1]:.2f} and "
-            f"{part['written'].iloc[-1]:.2f} of each value is written; {part['exhausted'].sum():g} facts were "
-            f"exhausted."
+            f"{row.method} on {data}: {_own_edits(row, own)}; {_all_edits(row, own)}. In the last round the efficacy "
+            f"right after a batch is {format_ci(last['value'], last['low'], last['high'])} (n = {int(last['n'])} "
+            f"facts), capacity is {last['capacity']:.2f}, {last['written']:.2f} of each value is written, and in all "
+            f"{gone or 'no fact was exhausted'}.{full}"
         )
     return sentences
+
+
+def _own_edits(row: object, own: pd.DataFrame) -> str:
+    if pd.isna(row.own_below):
+        return f"no batch's own edits fall below an efficacy of {HALF:g} within {row.edits} edits"
+    at = own.loc[row.own_below]
+    value = f"{format_ci(at['value'], at['low'], at['high'])}, n = {int(at['n'])} facts"
+    if row.own_below > row.first_edits:
+        return f"a batch's own edits first fall below an efficacy of {HALF:g} after {row.own_below} edits ({value})"
+    since = "from the first batch on" if (own["value"] < HALF).all() else "in the first batch already"
+    return (
+        f"a batch's own edits are below an efficacy of {HALF:g} {since} ({value}), where capacity is "
+        f"{row.first_capacity:.2f} and {row.first_written:.2f} of each value is written"
+    )
+
+
+def _all_edits(row: object, own: pd.DataFrame) -> str:
+    asked = f"all edits so far ({int(own['asked'].iloc[0])} of each batch are asked again)"
+    if pd.isna(row.sofar_below):
+        return f"{asked} do not fall below it"
+    value = own.loc[row.sofar_below, "sofar"]
+    if row.sofar_below > row.first_edits:
+        return f"{asked} fall below it after {row.sofar_below} ({value:.2f})"
+    return f"{asked} are below it at the first batch already ({value:.2f})"
+
+
+# --- limits of real keys, told from synthetic ones or from their own spectrum -----------------------------------------
+
+
+def beside_spectrum(fitted: pd.DataFrame, predictions: pd.DataFrame | None) -> pd.DataFrame:
+    """`capacity_study.fitted_on_real` with a column more: the limit of the curve that the spectrum predicts.
+
+    Args:
+        fitted: free share, share, fitted, measured.
+        predictions: `capacity_study.predictions`; None where the keys are too few to predict anything.
+    """
+    told = [np.nan] * len(fitted)
+    if predictions is not None:
+        curves = dict(list(predictions.groupby("fraction")))
+        asked = [(curves[free], share) for free, share in zip(fitted["free share"], fitted["share"], strict=True)]
+        told = [limit(c.assign(survival=c["predicted"]), share * c["survival"].iloc[0]) for c, share in asked]
+    return fitted.assign(**{"from the spectrum": told})
+
+
+def limits_reading(found: pd.DataFrame) -> list[str]:
+    """A sentence about how far the limits of `beside_spectrum` are from those measured; none where none was reached."""
+    known = found.dropna(subset="measured")
+    if known.empty:
+        return []
+    said = f"On these real keys the fit is {_off(known['fitted'], known['measured'])} (n = {len(known)} limits)"
+    both = known.dropna(subset="from the spectrum")
+    if len(both):
+        said += (
+            f"; the limits told from the spectrum of the keys are {_off(both['from the spectrum'], both['measured'])}"
+        )
+    return [f"{said}."]
+
+
+def _off(told: pd.Series, measured: pd.Series) -> str:
+    """How far predictions are off, as words and whole per cents."""
+    low, high = (round(100 * end) for end in ((told / measured - 1).min(), (told / measured - 1).max()))
+    if low < 0 < high:
+        return f"between {-low} % too low and {high} % too high"
+    ends = sorted((abs(low), abs(high)))
+    span = f"{ends[1]} %" if ends[0] == ends[1] else f"{ends[0]} to {ends[1]} %"
+    return f"{span} too {'low' if low < 0 else 'high'}" if ends[1] else "right to a per cent"
 
 
 # --- every way to fail, provoked --------------------------------------------------------------------------------------

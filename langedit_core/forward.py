@@ -54,6 +54,30 @@ def hooked(*handles) -> Iterator[None]:
             handle.remove()
 
 
+class _Left(Exception):
+    """Raised by a hook to leave a forward."""
+
+
+@contextlib.contextmanager
+def leaving_at(module: nn.Module | None) -> Iterator[None]:
+    """A forward inside the block is left when it comes to `module`, and the block with it; None leaves nowhere.
+
+    Hooks on the module's input that were there before still see it, so a tap is opened first:
+
+    ```python
+    with hooked(tap_input(port, seen, "key")), leaving_at(port):
+        model.hf(ids)                  # nothing from `port` on runs, and nothing below this line
+    ```
+    """
+
+    def leave(*_):
+        raise _Left
+
+    handles = [] if module is None else [module.register_forward_pre_hook(leave)]
+    with hooked(*handles), contextlib.suppress(_Left):
+        yield
+
+
 def hidden_of(output: Tensor | tuple) -> Tensor:
     """A layer's hidden states; GPT-J returns a tuple, the others a bare tensor."""
     return output[0] if isinstance(output, tuple) else output
@@ -174,19 +198,19 @@ class SuffixForward:
         """Residual stream after the last layer, with `deltas[layer]` added at the subject's last token.
 
         Args:
-            deltas: One (rows, d) tensor per edited layer, none below `self.layer`; None runs the clean model.
+            deltas: One (rows, d) tensor per edited layer, none below `self.layer`; None runs the clean model. In
+                float32 whatever the model is: rounded as it is, its gradient and short steps would be lost.
             rows: Run these rows of the batch only.
         """
         deltas = dict(deltas or {})
         take = slice(None) if rows is None else rows.to(self.block.device)
         hidden, port = self.block[take], self.port[take]
         if (delta := deltas.pop(self.layer, None)) is not None:
-            delta = delta.to(port.device)
             if self.site == "residual":
-                first = hidden[:, 0] + delta
+                first = _sum(hidden[:, 0], delta)
             else:
                 write = self.model.post_norm
-                first = hidden[:, 0] + (write(self.layer, port + delta) - write(self.layer, port))
+                first = hidden[:, 0] + (write(self.layer, _sum(port, delta)) - write(self.layer, port))
             hidden = torch.cat([first[:, None], hidden[:, 1:]], dim=1)
         self.cache.rows = rows
         with hooked(*(self._adding(layer, delta) for layer, delta in deltas.items())):
@@ -197,28 +221,29 @@ class SuffixForward:
     def _adding(self, layer: int, delta: Tensor):
         def add(_module, _args, out):
             hidden = hidden_of(out)
-            hidden = torch.cat([hidden[:, :1] + delta[:, None].to(hidden.device), hidden[:, 1:]], dim=1)
+            hidden = torch.cat([_sum(hidden[:, :1], delta[:, None]), hidden[:, 1:]], dim=1)
             return (hidden, *out[1:]) if isinstance(out, tuple) else hidden
 
         where = self.model.write_port(layer) if self.site == "write" else self.model.layers[layer]
         return where.register_forward_hook(add)
 
 
-class _Stop(Exception):
-    """Raised by a hook to leave the model's forward above the last layer needed."""
+def _sum(output: Float[Tensor, "*rows d"], delta: Float[Tensor, "*rows d"]) -> Float[Tensor, "*rows d"]:
+    """`output` + δ in the precision of the model, which the next layer takes; only the sum is rounded, δ is not."""
+    return (output + delta.to(output.device)).to(output.dtype)
 
 
 @torch.no_grad()
 def run_until(model: EditableModel, batch: Aligned, stop: int, *taps) -> None:
-    """Run the model's forward up to, not including, layer `stop` (None runs nothing above); `taps` are open hooks."""
+    """Run the model's forward up to, not including, layer `stop`.
 
-    def leave(*_):
-        raise _Stop
-
-    handles = list(taps)
-    if stop < model.n_layers:
-        handles.append(model.layers[stop].register_forward_pre_hook(leave))
-    with hooked(*handles), contextlib.suppress(_Stop):
+    Args:
+        model: As it is now.
+        batch: b token rows of c columns, padding included; layers get hidden states of shape (b, c, d_model).
+        stop: The first layer that does not run; `model.n_layers` runs all of them and the final norm.
+        taps: Open hooks (see `tap_input`), by which the caller sees anything; they are closed at the end.
+    """
+    with hooked(*taps), leaving_at(model.layers[stop] if stop < model.n_layers else None):
         model.hf.base_model(
             input_ids=batch.ids,
             attention_mask=batch.mask.long(),

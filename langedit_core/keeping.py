@@ -8,12 +8,18 @@ import logging
 from collections.abc import Callable
 from pathlib import Path
 
-from langedit_core.storage import CorruptFile, read_sealed, write_sealed
+from langedit_core.storage import read_sealed, write_sealed
 
 log = logging.getLogger(__name__)
 
 
-def kept(folder: str | Path | None, what: str, key: dict, make: Callable[[], object]):
+def kept(
+    folder: str | Path | None,
+    what: str,
+    key: dict,
+    make: Callable[[], object],
+    read: Callable[[object], object] = lambda content: content,
+):
     """What `make` gives, or what it gave before for the same key; a damaged file is made again.
 
     Args:
@@ -21,17 +27,18 @@ def kept(folder: str | Path | None, what: str, key: dict, make: Callable[[], obj
         what: Begins the file's name.
         key: Everything the outcome depends on, as JSON takes it.
         make: Gives something that JSON takes.
+        read: Turns that into what is returned; a KeyError, TypeError or ValueError from it is damage too.
     """
     if folder is None:
-        return make()
+        return read(make())
     text = json.dumps(key, sort_keys=True, ensure_ascii=False)
     path = Path(folder) / f"{what}-{hashlib.sha256(text.encode()).hexdigest()[:24]}.json.xz"
     try:
-        return read_sealed(path)
+        return read(read_sealed(path))
     except FileNotFoundError:
         pass
-    except CorruptFile as error:
-        log.warning("%s", error)
+    except (KeyError, TypeError, ValueError) as error:
+        log.warning("made again: %s: %r", path, error)
     made = make()
     write_sealed(path, made)
-    return made
+    return read(made)

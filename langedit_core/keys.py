@@ -13,7 +13,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from langedit_core.forward import Replay, hidden_of, hooked, run_until, tap_input
+from langedit_core.forward import Replay, hooked, leaving_at, run_until, tap_input
 from langedit_core.models import EditableModel
 from langedit_core.tokens import Row, align
 
@@ -27,7 +27,8 @@ class KeyReader:
         keys = reader.keys(layer)          # d_in x n, on the model as it is now
         model.add_(layer, ...)
     ```
-    One forward reaches the first layer; each further layer costs only the layers since the last one read.
+    One forward reaches the last layer, and notes on the way what else each is called with (masks, rotary tables). After
+    it, reading a layer costs the layers since the last one read, and its own up to the projection, which does not run.
     """
 
     def __init__(self, model: EditableModel, contexts: Sequence[Sequence[Row]], layers: Sequence[int]) -> None:
@@ -44,12 +45,12 @@ class KeyReader:
         batch = align(cut, model.pad_id, model.device)
         self.replay = Replay(model, batch.rows, layers[0], layers[-1] + 1)
         with self.replay.recording():
-            run_until(model, batch, layers[-1] + 1)
+            run_until(model, batch, layers[-1])
         self.at, self.hidden = layers[0], self.replay.entry
 
     @torch.no_grad()
-    def read(self, layer: int) -> tuple[Float[Tensor, "rows d_in"], Float[Tensor, "rows d_out"]]:
-        """Key and projection output of every row at `layer`; layers must be asked for in ascending order."""
+    def read(self, layer: int) -> Float[Tensor, "rows d_in"]:
+        """Key of every row at `layer`; layers must be asked for in ascending order."""
         if layer < self.at:
             raise ValueError(f"layer {layer} was passed already (now at {self.at}); read layers in ascending order")
         while self.at < layer:
@@ -57,12 +58,9 @@ class KeyReader:
             self.at += 1
         seen: dict[str, Tensor] = {}
         port = self.model.write_port(layer)
-        with hooked(
-            tap_input(port, seen, "key"),
-            port.register_forward_hook(lambda _m, _a, out: seen.__setitem__("value", out)),
-        ):
+        with hooked(tap_input(port, seen, "key")), leaving_at(port):
             self.replay(layer, self.hidden)
-        return seen["key"][:, -1].clone(), seen["value"][:, -1].clone()
+        return seen["key"][:, -1].clone().float()  # what is solved with them, and kept, has more digits than half
 
     @torch.no_grad()
     def residual_stream(self) -> Float[Tensor, "d_model n"]:
@@ -71,7 +69,7 @@ class KeyReader:
         for layer in range(self.at, self.layers[-1] + 1):
             hidden = self.replay(layer, hidden)
         bare = torch.tensor([sum(self.counts[:i]) for i in range(len(self.counts))], device=hidden.device)
-        return hidden_of(hidden)[bare, -1].T.contiguous().to(self.model.device)
+        return hidden[bare, -1].T.contiguous().to(self.model.device)
 
     def average(self, rows: Float[Tensor, "rows d"]) -> Float[Tensor, "d n"]:
         """Half the bare prompt, half the mean over its prefixes, for every fact."""
@@ -80,4 +78,4 @@ class KeyReader:
 
     def keys(self, layer: int) -> Float[Tensor, "d_in n"]:
         """Keys of all facts at `layer`, averaged over contexts, one column per fact."""
-        return self.average(self.read(layer)[0])
+        return self.average(self.read(layer))

@@ -269,8 +269,9 @@ def reading(of: LanguageKeys, table: pd.DataFrame) -> list[str]:
     for row in table.itertuples():
         if row.pairs.startswith("same") and "−" in row.pairs and np.isfinite(row.value):
             shown = "shown" if np.isfinite(row.p) and row.p < 0.05 and row.low > 0 else "not shown"
+            why = " (its interval holds zero)" if shown == "not shown" and row.p < 0.05 else ""
             sentences.append(
                 f"Likeness, {row.pairs}: {format_ci(row.value, row.low, row.high)}, n = {row.n} languages, "
-                f"p = {row.p:.4f} (permuted over languages): a difference is {shown}."
+                f"p = {row.p:.4f} (permuted over languages): a difference is {shown}{why}."
             )
     return sentences

@@ -215,6 +215,11 @@ def reading(study: Study, data: str, found: pd.DataFrame) -> list[str]:
             f"{r.effect} {r.difference:+.2f} [{r.low:+.2f}, {r.high:+.2f}] ({r.verdict})" for r in mine.itertuples()
         ]
         sentences.append(f"Paired over these facts, p corrected over {len(found)} comparisons: {'; '.join(words)}.")
+    worse, edits = found["verdict"] == "worse", found["effect"] == "more edits"
+    sentences.append(
+        f"So on {data} more edits are shown to cost these facts something in {(worse & edits).sum()} of {edits.sum()} "
+        f"comparisons, more languages for as many edits in {(worse & ~edits).sum()} of {(~edits).sum()}."
+    )
     if (n := int(ends["n"].min())) < 30:
         sentences.append(f"Only {n} facts are compared: differences below a few tens of points cannot be seen.")
     return sentences

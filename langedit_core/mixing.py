@@ -8,6 +8,7 @@ released  C̄_t = (n̄₀ C̄_{t−1} + n S_t) / (n̄₀ + n t),  S_t = Σ_{s≤
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import pandas as pd
@@ -18,7 +19,8 @@ from torch import Tensor
 from langedit_core.covariance import KeyCovariance, cached_covariance
 from langedit_core.factors import kept_rows, stored_updates
 from langedit_core.models import load_model
-from langedit_core.nullspace import Threshold, cut_spectrum
+from langedit_core.nullspace import Threshold, decompose
+from langedit_core.projectors import projector_of
 from langedit_core.results import CellResult
 from langedit_core.study import load_data
 from langedit_core.tables import MISSING
@@ -58,7 +60,7 @@ def compare(
     threshold: Threshold,
     counts: tuple[int, int],
 ) -> pd.DataFrame:
-    """Both formulas after every batch of `keys`.
+    """Both formulas after every batch of `keys`, as the projectors `exact` and `released` have them.
 
     Args:
         covariance: C₀, with its count n₀.
@@ -71,31 +73,29 @@ def compare(
         batch), corpus (the factor of C₀), trace (relative to C₀'s), free (directions), left (mean share of the past
         keys' energy that lies in free directions; one of no keys is 1).
     """
-    eigenvalues, vectors = torch.linalg.eigh(covariance.mean.double())
-    cut, start = threshold.cut(eigenvalues), cut_spectrum(eigenvalues, vectors, threshold)
-    documents, batch = counts
-    first = dict(keys=0, first_key=0.0, corpus=1.0, trace=1.0, free=start.rank, left=1.0)
-    rows = [dict(step=0, formula=formula) | first for formula in FORMULAS]
-    running, mix = covariance.copy(), covariance.mean.double()
-    weights = dict(first_key=0.0, corpus=1.0)
-    for t in range(1, len(keys) + 1):
-        running.update(keys[t - 1].double())
+    spectrum, trace = decompose(covariance.mean), covariance.mean.trace()
+    paper, released = (projector_of(kind, covariance, threshold, spectrum=spectrum) for kind in ("exact", "released"))
+    released = replace(released, counts=counts)
+    first = dict(keys=0, first_key=0.0, corpus=1.0, trace=1.0, left=1.0)
+    rows = [
+        dict(step=0, formula=formula, free=projector.space.rank) | first
+        for formula, projector in zip(FORMULAS, (paper, released), strict=True)
+    ]
+    for t, batch in enumerate(keys, 1):
+        paper, released = paper.taking(batch), released.taking(batch)
         everything = torch.cat(list(keys[:t]), dim=1).double()
-        total = documents + batch * t
-        mix = (documents * mix + batch * (everything @ everything.T)) / total
-        weights = {name: documents * weight / total for name, weight in weights.items()}
-        weights["first_key"] += batch / total
-        n0, n = covariance.count, running.count
-        # A hair below: the cut may be an eigenvalue of C₀ itself, which is protected (LayerState.space).
-        for formula, matrix, at, weight in (
-            ("paper", running.mean, cut * n0 / n * (1 - 1e-7), dict(first_key=1 / n, corpus=n0 / n)),
-            ("released", mix, cut, weights),
+        n0, n = covariance.count, covariance.count + everything.shape[1]
+        corpus, of_batches = released.weights
+        for formula, projector, total, weight in (
+            ("paper", paper, n, dict(first_key=1 / n, corpus=n0 / n)),  # the projector holds the sum, n times the mean
+            ("released", released, 1, dict(first_key=of_batches[0], corpus=corpus)),
         ):
-            space = cut_spectrum(*torch.linalg.eigh(matrix), Threshold(kind="absolute", value=at))
+            matrix = projector.matrix
+            space = projector.decomposed(matrix)
             rows.append(
                 dict(step=t, formula=formula, keys=everything.shape[1])
                 | weight
-                | dict(trace=float(matrix.trace() / covariance.mean.trace()), free=space.rank)
+                | dict(trace=float(matrix.trace() / total / trace), free=space.rank)
                 | dict(left=float(space.survival(everything).mean()))
             )
     return pd.DataFrame(rows)

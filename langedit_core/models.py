@@ -198,7 +198,51 @@ class EditableModel:
 
     @functools.cached_property
     def fingerprint(self) -> str:
-        """SHA-256 over every parameter's name, shape and bytes, and the tokenizer; taken before the first edit."""
+        """SHA-256 that says which model this is, taken when it is first asked for and kept while the model is edited.
+
+        It covers the name, shape, type and bytes of every parameter, and what the tokenizer makes of one sample. It
+        does not cover the configuration (norm epsilons, rope's base, ...), buffers, or other texts' tokens: two models
+        that differ in nothing else have the same. Stored results carry it, so what it covers cannot change.
+
+        What is stored under it is about the weights it was taken of; see `check_unedited`.
+        """
+        self._versions = self._weight_versions()
+        return self._weights_hash()
+
+    def check_unedited(self, what: str) -> None:
+        """Refuse to go on where the weights are not those of `fingerprint`; call before storing anything under it.
+
+        Costs nothing while no parameter was written to. After a write all are hashed once more, since they may be back
+        where they were (8B parameters in float32: some 20 to 60 seconds).
+
+        Args:
+            what: What would be stored, for the message.
+
+        Raises:
+            ValueError: The weights are others; says what to do.
+        """
+        fingerprint, versions = self.fingerprint, self._weight_versions()
+        if versions is not None and versions == getattr(self, "_versions", None):
+            return
+        if (found := self._weights_hash()) != fingerprint:
+            raise ValueError(
+                f"{what} cannot be kept: {self.name} is edited, its weights hash to {found[:12]} and no longer to the "
+                f"{fingerprint[:12]} that it would be stored under; put the weights back first (`Editor.reset`, the "
+                "end of `with model.restored()`, or the model loaded again), or ask for all layers before editing"
+            )
+        self._versions = versions
+
+    def _weight_versions(self) -> list[tuple[int, int, int]] | None:
+        """Where every parameter lies and how often it was written to in place; None where torch does not count that.
+
+        Every write through the tensor or a view of it counts, also without gradients; one through `.data` does not.
+        """
+        parameters = list(self.hf.parameters())
+        if any(p.is_inference() for p in parameters):
+            return None
+        return [(id(p), p.data_ptr(), p._version) for p in parameters]
+
+    def _weights_hash(self) -> str:
         digest = hashlib.sha256()
         for name, tensor in sorted(self.hf.named_parameters()):
             digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())

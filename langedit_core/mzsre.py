@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 from difflib import SequenceMatcher
 from pathlib import Path
 
-from langedit_core.datafiles import data_folder, json_lines, parse_json
+from langedit_core.datafiles import NotAvailable, data_folder, json_lines, parse_json
 from langedit_core.errors import RefusedInput, unknown
 from langedit_core.languages import CORE, LANGUAGES, language
 from langedit_core.records import Fact, FactSet, Probe, printable, split_of
@@ -26,16 +26,17 @@ def default_path() -> Path:
     """Where mzsre.jsonl is expected: $LANGEDIT_DATA, else ../shared/data beside the repository.
 
     Raises:
-        FileNotFoundError: If there is none; says what to put where.
+        NotAvailable: If there is none; says what to put where.
     """
     folder, expected = data_folder()
     path = folder / "mzsre.jsonl"
     if not path.is_file():
-        raise FileNotFoundError(
-            f"no {path.name} in {expected}; put it there, set LANGEDIT_DATA to its folder, or pass path=. "
+        raise NotAvailable(
+            f"no {path.name} in {expected}",
+            "put it there, set LANGEDIT_DATA to its folder, or pass path=. "
             'One JSON object per line: {"id": 0, "en": {"subject": ..., "src": ..., "rephrase": ..., '
             '"alt": ..., "loc": ..., "loc_ans": ..., "portability": {"New Question": ..., '
-            '"New Answer": ...}}, "de": {...}}'
+            '"New Answer": ...}}, "de": {...}}',
         )
     return path
 

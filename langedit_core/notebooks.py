@@ -23,18 +23,17 @@ from nbclient.exceptions import CellTimeoutError, DeadKernelError
 from nbformat import NotebookNode
 from papermill.exceptions import PapermillExecutionError
 
-from langedit_core.errors import unknown
+from langedit_core.errors import NotebookFailed, unknown
 from langedit_core.rendering import ReportEntry, render, title_of, write_index
 
 Scalar = str | int | float | bool | None
 KERNEL = "langedit"
 LARGEST = 100_000_000  # bytes of a notebook with its outputs
+# Seconds until a kernel must answer. Papermill's 60 are too few where other processes share the cores or Python's files
+# come over a network; waiting longer costs nothing, since a kernel that dies meanwhile is noticed within a second.
+START_TIMEOUT = 600
 WIDGET = "application/vnd.jupyter.widget-view+json"
 NAME = re.compile(r"\d\d_\w+\.ipynb", re.ASCII)
-
-
-class NotebookFailed(RuntimeError):
-    """A notebook stopped; the message names the cell and ends with the last lines of its traceback."""
 
 
 def find_notebooks(folder: str | Path) -> dict[str, Path]:
@@ -149,7 +148,7 @@ def execute(
 
     Raises:
         ValueError: The notebook or its parameters are refused; nothing was started.
-        NotebookFailed: A cell raised, ran out of time or lost its kernel.
+        NotebookFailed: A cell raised, ran out of time or lost its kernel, or the kernel did not start.
     """
     path, out_dir = Path(path).resolve(), Path(out_dir).resolve()
     parameters = check_parameters(path, parameters)
@@ -168,6 +167,7 @@ def execute(
                 cwd=path.parent,
                 progress_bar=False,
                 stderr_file=_Tee(log, None if quiet else sys.stderr),
+                start_timeout=START_TIMEOUT,
                 execution_timeout=timeout,
             )
         except PapermillExecutionError as error:
@@ -177,6 +177,8 @@ def execute(
             raise NotebookFailed(f"{path.name}: a cell took more than {timeout} s\n{error}") from None
         except DeadKernelError as error:
             raise NotebookFailed(f"{path.name}: the kernel died, often for lack of memory\n{error}") from None
+        except RuntimeError as error:  # jupyter_client has no other class for a kernel that never answers
+            raise NotebookFailed(f"{path.name}: the kernel did not start; is the machine busy? {error}") from None
     notebook = strip(nbformat.read(failed, as_version=4))
     nbformat.write(notebook, failed)
     failed.replace(target)

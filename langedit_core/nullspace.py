@@ -48,7 +48,10 @@ class Threshold(BaseModel):
         return int((eigenvalues < cut).sum())
 
     def cut(self, eigenvalues: Float[Tensor, " d"]) -> float:
-        """Where this threshold cuts `eigenvalues`, as a number a later spectrum can be cut at too."""
+        """Where this threshold cuts `eigenvalues`, as a number a later spectrum can be cut at too (`cut_at`).
+
+        Infinite where it protects nothing (`fraction` 1, `energy` 0): such a cut never protects anything.
+        """
         if self.kind == "absolute":
             return self.value
         if self.kind == "relative":
@@ -135,14 +138,32 @@ def exact_null_space(covariance: Float[Tensor, "d d"], threshold: Threshold) -> 
     Raises:
         FloatingPointError: NaN or infinity in the covariance.
     """
+    return cut_spectrum(*decompose(covariance), threshold)
+
+
+def decompose(covariance: Float[Tensor, "d d"]) -> tuple[Float[Tensor, " d"], Float[Tensor, "d d"]]:
+    """Eigenvalues, ascending, and eigenvectors of a covariance, in float64.
+
+    Raises:
+        FloatingPointError: NaN or infinity in the covariance.
+    """
     if not torch.isfinite(covariance).all():
         raise FloatingPointError("the covariance holds NaN or infinity; no null space is taken from it")
-    return cut_spectrum(*torch.linalg.eigh(covariance.double()), threshold)
+    return tuple(torch.linalg.eigh(covariance.double()))
 
 
 def cut_spectrum(eigenvalues: Float[Tensor, " d"], vectors: Float[Tensor, "d d"], threshold: Threshold) -> NullSpace:
     """The null space of a covariance whose eigenvectors are known, by its thinner side."""
-    free, d = threshold.free(eigenvalues), len(eigenvalues)
+    return _lowest(vectors, threshold.free(eigenvalues))
+
+
+def cut_at(eigenvalues: Float[Tensor, " d"], vectors: Float[Tensor, "d d"], cut: float) -> NullSpace:
+    """The same with a number that was found before: eigenvalues below `cut` are free, all of them if it is infinite."""
+    return _lowest(vectors, int((eigenvalues < cut).sum()))
+
+
+def _lowest(vectors: Float[Tensor, "d d"], free: int) -> NullSpace:
+    d = len(vectors)
     if free <= d - free:
         return NullSpace(d=d, kept=vectors[:, :free].contiguous())
     return NullSpace(d=d, removed=vectors[:, free:].contiguous())

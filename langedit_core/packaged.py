@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from langedit_core.errors import RefusedInput, unknown
+from langedit_core.storage import cache_home
 
 if TYPE_CHECKING:
     from gguf import GGUFReader
@@ -91,13 +92,18 @@ def embedded(name: str) -> Path:
     return folder
 
 
+def converted(name: str) -> Path:
+    """Where the cache keeps a packaged model: models/<name>-<first 12 of the source's SHA-256>."""
+    return cache_home() / "models" / f"{name}-{PACKAGED[name].sha256[:12]}"
+
+
 def materialise(name: str, progress: Callable[[str], None] | None = None) -> Path:
     """Folder with the model `name` as `save_pretrained` writes one: made on first use, checked on every use.
 
-    It is `$HF_HOME/langedit/models/<name>-<first 12 of the source's SHA-256>`. Its MANIFEST.json holds the
-    SHA-256 of every file: the first call of a process hashes them all (1 GB: about a second), later calls
-    compare sizes and times. A folder that fails is never returned but converted anew. Kills, and other
-    processes doing the same, are harmless: only a finished folder, flushed to the disk, gets the final name.
+    It is the folder that `converted` names. Its MANIFEST.json holds the SHA-256 of every file: the first call of a
+    process hashes them all (1 GB: about a second), later calls compare sizes and times. A folder that fails is never
+    returned but converted anew. Kills, and other processes doing the same, are harmless: only a finished folder,
+    flushed to the disk, gets the final name.
 
     Args:
         name: A key of `PACKAGED`.
@@ -111,8 +117,8 @@ def materialise(name: str, progress: Callable[[str], None] | None = None) -> Pat
     if name not in PACKAGED:
         raise unknown("packaged model", name, PACKAGED)
     model, say = PACKAGED[name], progress or (lambda line: print(line, file=sys.stderr))
-    home = Path(os.environ.get("HF_HOME") or "~/.cache/huggingface").expanduser() / "langedit" / "models"
-    folder = home / f"{name}-{model.sha256[:12]}"
+    folder = converted(name)
+    home = folder.parent
     if _intact(folder, model):  # without the lock, so that a read-only cache works
         return folder
     home.mkdir(parents=True, exist_ok=True)

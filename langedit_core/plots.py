@@ -157,7 +157,8 @@ def save(fig: Figure, folder: str | Path, name: str, alt: str | None = None) -> 
 def _with_palette(png: io.BytesIO) -> bytes:
     """The picture in 256 colours: a third of the bytes, and a report holds them several times."""
     out = io.BytesIO()
-    shown = Image.open(png).convert("RGB").quantize(256, dither=Image.Dither.NONE)
+    # k-means: median cut alone gives away the ends of a colour scale, which are few pixels
+    shown = Image.open(png).convert("RGB").quantize(256, kmeans=2, dither=Image.Dither.NONE)
     shown.save(out, "png", optimize=True, dpi=(DPI, DPI))
     return out.getvalue()
 
@@ -315,7 +316,8 @@ def method_curves(
                 found = _unique(frame[frame["method"] == method], x)[column].dropna()
                 colour = "#B0B0B0" if method in grey else looks[method][0]
                 width = 1.0 if method in grey else 1.9
-                marker = dict(marker=looks[method][1], ms=4) if len(found) == 1 else {}
+                marked = method in grey or len(found) == 1  # grey lines that cross are told apart by their markers
+                marker = dict(marker=looks[method][1], ms=4) if marked else {}
                 axes.plot(found.index, found, _dash(method), color=colour, lw=width, clip_on=False, **marker)
                 if len(found):
                     ends[method] = (found.index[-1], found.iloc[-1], GREY if method in grey else colour)

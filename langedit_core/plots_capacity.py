@@ -3,6 +3,7 @@
 Colours, markers and fonts are those of `plots`, so a method or a language looks the same in every report.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 
 import matplotlib
@@ -83,17 +84,19 @@ def capacity_curves(
         left.yaxis.set_major_formatter(matplotlib.ticker.FuncFormatter(lambda y, _: f"{y:g}"))
         right.set(xlabel="facts protected", ylim=(0, None), title="directions left")
         most = max(part["protected"].max() for part in series.values())
+        spent = _spent(series)
         for axes in (left, right):
             axes.xaxis.set_major_locator(matplotlib.ticker.MaxNLocator(5, integer=True))
-            if most >= 2000:  # exact keys are spent long before the end: equal steps up to 500, then powers of ten
-                axes.set_xscale("symlog", linthresh=500, linscale=1.2)
-                axes.set_xticks(
-                    [tick for tick in (0, 100, 200, 300, 400, 500, 1000, 2000, 5000, 10000) if tick <= most]
-                )
+            if most >= 2 * spent:  # exact keys keep the shape that linear steps give them, knees and all
+                axes.set_xscale("symlog", linthresh=spent, linscale=2.2)
+                inside = matplotlib.ticker.MaxNLocator(5, integer=True).tick_values(0, spent)
+                beyond = (m * 10**e for e in range(1, 7) for m in (1, 2, 5))
+                axes.set_xticks([*(x for x in inside if x <= spent), *(x for x in beyond if spent < x <= most)])
                 axes.xaxis.set_major_formatter(matplotlib.ticker.FuncFormatter(lambda x, _: f"{x:,.0f}"))
                 axes.xaxis.set_minor_locator(matplotlib.ticker.NullLocator())
                 axes.set_xlim(0, most)
                 axes.tick_params(axis="x", labelrotation=45)
+                axes.set_xlabel(f"facts protected (linear to {spent:,}, logarithmic beyond)")
         handles = [
             matplotlib.lines.Line2D(
                 [], [], color=colours.get(f, GREY), lw=1.8, label="no C₀" if f == 1 else f"{f:.0%} free after C₀"
@@ -109,6 +112,17 @@ def capacity_curves(
         fig.legend(handles=handles, loc="outside lower center", ncols=4)
         fig.suptitle(title, x=0.01, ha="left", fontsize=12)
     return fig
+
+
+def _spent(series: Mapping[tuple[str, float], pd.DataFrame]) -> int:
+    """A round number of facts, after which no curve of exact keys has a direction left or all of them have ended."""
+    ends = [1]
+    for (how, _), part in series.items():
+        if how == "exact keys":
+            none = part.loc[part["rank"] == 0, "protected"]
+            ends.append(int(none.min() if len(none) else part["protected"].max()))
+    step = max(1, 10 ** (len(str(max(ends))) - 1) // 2)
+    return math.ceil(max(ends) / step) * step
 
 
 def limits_scatter(found: pd.DataFrame, *, title: str = "") -> Figure:

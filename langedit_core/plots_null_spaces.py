@@ -16,6 +16,7 @@ LOOKS: dict[str, tuple[str, str, str]] = {  # colour, marker, dashes
     "langedit": (GREEN, "D", "-"),
     "langedit-full": (BLACK, "X", "-"),
     "langedit-released": (GREEN, "^", "--"),
+    "langedit-literal": (GREEN, "P", ":"),
     "evoedit": (PURPLE, "v", ":"),
     "alphaedit": (ORANGE, "s", "-"),
     "alphaedit, no past keys": (ORANGE, "h", "--"),

@@ -3,17 +3,20 @@
 Colours, markers and fonts are those of `plots`, so a language looks the same in every report.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import matplotlib
 import numpy as np
 import pandas as pd
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.transforms import Bbox
 
 from langedit_core.plots import BLACK, BLUE, GREEN, GREY, ORANGE, VERMILION, WIDTH, style
 from langedit_core.tracing import ROLES
 from langedit_core.tracing_analysis import SITE_NAMES
 
+PLACES = tuple((x, y) for y in (5, -12, 16, -23) for x in (5, -5))  # of a name beside its dot, in points
 LOOKS: dict[str, tuple[str, str]] = {  # colour, marker
     "last subject token": (VERMILION, "o"),
     "last token": (BLUE, "s"),
@@ -133,15 +136,14 @@ def effect_and_efficacy(points: pd.DataFrame, *, title: str = "") -> Figure:
             axes.hlines(row.value, row.effect_low, row.effect_high, color=GREY, lw=1, alpha=0.6)
             axes.vlines(row.effect, row.low, row.high, color=GREY, lw=1, alpha=0.6)
         axes.scatter(points["effect"], points["value"], color=VERMILION, s=34, zorder=3)
-        for i, row in enumerate(points.sort_values("effect").itertuples()):  # neighbours' names above and below
-            place = dict(xytext=(5, 5 if i % 2 else -12), textcoords="offset points", fontsize=8)
-            axes.annotate(f"layer {row.layer}", (row.effect, row.value), **place)
+        # Most layers bring back next to nothing: equal steps up to about a tenth of the largest effect, then powers.
+        bend = float(f"{max(0.1 * points['effect'].max(), 1e-6):.1g}")
+        axes.set_xscale("symlog", linthresh=bend)
         axes.set(
-            xlabel="average indirect effect of MLP outputs at the subject's last token (probability)",
+            xlabel="average indirect effect of MLP outputs at the subject's last token "
+            f"(probability; linear to {bend:g}, logarithmic beyond)",
             ylabel="efficacy of editing the layer alone, at the end",
         )
-        # Most layers bring back next to nothing: equal steps up to a tenth of the largest effect, then powers.
-        axes.set_xscale("symlog", linthresh=max(0.1 * points["effect"].max(), 1e-6))
         axes.xaxis.set_major_formatter(lambda value, _: f"{value:.2g}")
         low, high = axes.xaxis.get_view_interval()
         steps = [0.0, *(m * 10.0**e for e in range(-6, 1) for m in (1, 2, 5))]
@@ -151,4 +153,35 @@ def effect_and_efficacy(points: pd.DataFrame, *, title: str = "") -> Figure:
         low, high = axes.yaxis.get_view_interval()
         axes.set_yticks([tick for tick in axes.get_yticks() if low <= tick <= high])
         fig.suptitle(title, x=0.01, ha="left", fontsize=12)
+        _name_layers(axes, points)
     return fig
+
+
+def _name_layers(axes: Axes, points: pd.DataFrame) -> None:
+    """Each dot's name at the place around it that covers no other name and no dot, and as few whiskers as can be."""
+    fig = axes.get_figure()
+    fig.draw_without_rendering()  # where things lie is known from here on
+
+    def box(x: Sequence[float], y: Sequence[float], pad: float) -> Bbox:
+        corners = axes.transData.transform(np.column_stack([x, y]))
+        return Bbox([corners.min(0) - pad, corners.max(0) + pad])
+
+    rows = [*points.sort_values("effect").itertuples()]
+    taken = [(10, box([row.effect], [row.value], 4 * fig.dpi / 72)) for row in rows]
+    for row in rows:
+        taken.append((1, box([row.effect_low, row.effect_high], [row.value] * 2, 1.0)))
+        taken.append((1, box([row.effect] * 2, [row.low, row.high], 1.0)))
+    for row in rows:
+        places = []
+        for x, y in PLACES:
+            text = axes.annotate(
+                f"layer {row.layer}", (row.effect, row.value), xytext=(x, y), textcoords="offset points", fontsize=8,
+                ha="left" if x > 0 else "right",
+            )  # fmt: skip
+            at = text.get_window_extent()
+            places.append((sum(weight for weight, other in taken if at.overlaps(other)), text, at))
+        best = min(places, key=lambda place: place[0])
+        for place in places:
+            if place is not best:
+                place[1].remove()
+        taken.append((10, best[2]))

@@ -1,6 +1,6 @@
 """What some methods do to an update after the solve: keep its largest entries, damp it, turn it off main directions.
 
-RECT: ΔW where |ΔW/W| is among the largest, else 0. PRUNE: σ(ΔW) ← ln σ − ln σ_max(W₀) + σ_max(W₀) above σ_max(W₀).
+RECT: ΔW where |ΔW/W| is among the largest, else 0. PRUNE: σ ← log_α σ − log_α σ_max(W₀) + σ_max(W₀) above σ_max(W₀).
 SPHERE: ΔW ← ΔW (I − α U_w U_wᵀ). Each is a pure function of factors and weights, so stored updates stay thin.
 """
 
@@ -24,24 +24,32 @@ def keep_largest(
     dropped = delta.numel() - math.ceil(share * delta.numel())
     if dropped < 1:
         return delta
-    relative = (delta / (weight + 1e-8)).abs()
+    relative = (delta / (weight.float() + 1e-8)).abs()  # float16 would lose the 1e-8
     cut = relative.flatten().kthvalue(dropped).values
     return torch.where(relative >= cut, delta, 0)
 
 
-def damp(total: Float[Tensor, "o d"], largest: float) -> Float[Tensor, "o d"]:
-    """PRUNE (arXiv 2405.16821): singular values s > σ of the total update become ln s − ln σ + σ.
+def damp(total: Float[Tensor, "o d"], largest: float, base: float = math.e) -> Float[Tensor, "o d"]:
+    """PRUNE (arXiv 2405.16821): singular values s > σ of the total update become log_α s − log_α σ + σ.
 
-    The natural logarithm contracts where σ ≥ 1 only; below that, values just above σ grow (d/ds ln s = 1/s).
+    Its code (mjy1111/PRUNE, `reduce_type`) has α = e (`log`), 2, 1.5 and 1.2 (`log1_5`, `log1_2`): the larger α, the
+    more is taken away. The result contracts where σ ln α ≥ 1 only; below that, values just above σ grow
+    (d/ds log_α s = 1/(s ln α)).
 
     Args:
         total: W_T − W₀, what all edits together did.
         largest: σ, the largest singular value of W₀. An update without a larger one is returned as it is.
+        base: α.
+
+    Raises:
+        ValueError: α is not above one.
     """
+    if not base > 1:
+        raise ValueError(f"the base of PRUNE's logarithm is {base}; expected a number above 1")
     left, singular, right = torch.linalg.svd(total.double(), full_matrices=False)
     if not bool((singular > largest).any()):
         return total.double()
-    damped = torch.where(singular > largest, (singular / largest).log() + largest, singular)
+    damped = torch.where(singular > largest, (singular / largest).log() / math.log(base) + largest, singular)
     return (left * damped) @ right
 
 

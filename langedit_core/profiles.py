@@ -6,6 +6,7 @@ A profile is a YAML file in `profiles/`; what a model needs (layers, step sizes,
 from __future__ import annotations
 
 import functools
+import os
 from pathlib import Path
 
 import yaml
@@ -21,6 +22,7 @@ from pydantic import (
 )
 
 from langedit_core.chosen_layers import kept_layers
+from langedit_core.devices import VARIABLE
 from langedit_core.editors import METHODS, EditSettings, settings_for
 from langedit_core.errors import RefusedInput, unknown
 from langedit_core.languages import CORE
@@ -113,7 +115,9 @@ class Profile(BaseModel):
             ValueError: Unknown group, data set or method.
         """
         if group not in self.grids:
-            raise unknown(f"cell group of profile {self.name!r}", group, self.grids)
+            raise ValueError(
+                f"profile {self.name!r} has no cells {group!r}; it has: {', '.join(self.grids)}. Take another profile"
+            )
         return [cell for grid in self.grids[group] for cell in _cells(grid, model or self.model)]
 
     def all_cells(self, model: str | None = None) -> list[Cell]:
@@ -137,16 +141,21 @@ def _cells(grid: Grid, model: str) -> list[Cell]:
 
 
 def load_profile(name: str | Path) -> Profile:
-    """A profile by name, or a YAML file of your own.
+    """A profile by name, or a YAML file of your own; its device is that of `LANGEDIT_DEVICE`, where that is set.
 
     Raises:
         ValueError: Unknown profile.
+        FileNotFoundError: There is no such YAML file.
         RefusedInput: No YAML, or fields that are unknown, missing or of a wrong kind; names file and fields.
     """
     path = Path(name) if str(name).endswith((".yaml", ".yml")) else FOLDER / f"{name}.yaml"
     if not path.is_file():
+        if path == Path(name):
+            raise FileNotFoundError(f"there is no file {path}")
         raise unknown("profile", str(name), sorted(p.stem for p in FOLDER.glob("*.yaml")))
     content, _ = read_mapping(path)
+    if isinstance(content, dict) and os.environ.get(VARIABLE):
+        content = content | {"device": os.environ[VARIABLE]}
     try:
         return Profile.model_validate(content)
     except ValidationError as error:

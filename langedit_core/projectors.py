@@ -11,8 +11,7 @@ copied; what a batch adds is kept as thin keys.
 
 from __future__ import annotations
 
-import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Protocol, runtime_checkable
@@ -23,7 +22,7 @@ from torch import Tensor
 
 from langedit_core.covariance import KeyCovariance
 from langedit_core.errors import unknown
-from langedit_core.nullspace import NullSpace, Threshold, cut_spectrum, exact_null_space, leak, orthonormal
+from langedit_core.nullspace import NullSpace, Threshold, cut_at, cut_spectrum, decompose, orthonormal
 
 # A cut may be an eigenvalue of C₀ itself, which is protected: rounding shall not let go of that one.
 BELOW = 1 - 1e-7
@@ -45,13 +44,6 @@ class Projector(Protocol):
     def held(self) -> Mapping[str, Tensor | None]:
         """Tensors that have to be kept from one batch to the next, by name."""
         ...
-
-
-def bytes_of(projector: Projector) -> int:
-    """What the projector keeps between batches; a tensor under two names counts once."""
-    return sum(
-        t.numel() * t.element_size() for t in {id(t): t for t in projector.held.values()}.values() if t is not None
-    )
 
 
 def _factors(space: NullSpace) -> dict[str, Tensor | None]:
@@ -113,6 +105,7 @@ class Exact:
     Attributes:
         gram: Σ₀ = n₀C₀, shared with whoever gave it.
         cut: Where the sum is cut, n₀ x the cut of C₀. A sum never shrinks in any direction, so nothing gets free again.
+            An infinite cut protects nothing, whatever is added.
         start: null(C₀), until the first key.
         protected: How many directions C₀ protects.
         keys: What was added, per batch.
@@ -140,7 +133,11 @@ class Exact:
         return torch.addmm(self.gram, keys, keys.T)
 
     def decomposed(self, matrix: Float[Tensor, "d d"]) -> NullSpace:
-        return exact_null_space(matrix, Threshold(kind="absolute", value=self.cut * BELOW))
+        return self.below_cut(*decompose(matrix))
+
+    def below_cut(self, eigenvalues: Float[Tensor, " d"], vectors: Float[Tensor, "d d"]) -> NullSpace:
+        """The space of a `matrix` that is decomposed already; several cuts can share one decomposition."""
+        return cut_at(eigenvalues, vectors, self.cut * BELOW)
 
     @property
     def held(self) -> dict[str, Tensor | None]:
@@ -159,6 +156,18 @@ class Randomized(Exact):
 
 
 @dataclass(frozen=True)
+class Literal(Exact):
+    """As `Exact`, with the paper's recursion for C̄ taken to the letter: the sum gets n K Kᵀ from a batch of n keys.
+
+    C̄_t = (n̄_{t−1}/n̄_t) C̄_{t−1} + (n_t/n̄_t) K_t K_tᵀ is a mean of kkᵀ only if K Kᵀ is one; as a plain product it weighs
+    a key n times as much.
+    """
+
+    def taking(self, keys: Float[Tensor, "d n"]) -> Literal:
+        return super().taking(keys * keys.shape[1] ** 0.5)
+
+
+@dataclass(frozen=True)
 class ReleasedMix(Exact):
     """LangEdit's published code: a mix of the mean C₀ with cumulative sums, at fixed sample counts.
 
@@ -171,38 +180,53 @@ class ReleasedMix(Exact):
     counts: tuple[int, int] = (100_000, 100)
 
     @property
-    def matrix(self) -> Float[Tensor, "d d"]:
+    def weights(self) -> tuple[float, list[float]]:
+        """The weight of C₀ in the mix, and that of each batch's K_s K_sᵀ."""
         documents, batch = self.counts
         whole, weights = 1.0, []
         for t in range(1, len(self.keys) + 1):
             total = documents + batch * t
             whole *= documents / total
             weights = [(documents * w + batch) / total for w in (*weights, 0.0)]
+        return whole, weights
+
+    @property
+    def matrix(self) -> Float[Tensor, "d d"]:
+        whole, weights = self.weights
         if not weights:
             return self.gram / self.count
         keys = torch.cat([w**0.5 * k.to(self.gram) for w, k in zip(weights, self.keys, strict=True)], dim=1)
         return torch.addmm(self.gram, keys, keys.T, beta=whole / self.count)
 
-    def decomposed(self, matrix: Float[Tensor, "d d"]) -> NullSpace:
-        return exact_null_space(matrix, Threshold(kind="absolute", value=self.cut))
+    def below_cut(self, eigenvalues: Float[Tensor, " d"], vectors: Float[Tensor, "d d"]) -> NullSpace:
+        return cut_at(eigenvalues, vectors, self.cut)
 
 
 KINDS = ("exact", "full_keys", "incremental", "randomized")
 
 
-def projector_of(kind: str, covariance: KeyCovariance, threshold: Threshold | None = None) -> Projector:
+def projector_of(
+    kind: str,
+    covariance: KeyCovariance,
+    threshold: Threshold | None = None,
+    *,
+    spectrum: tuple[Float[Tensor, " d"], Float[Tensor, "d d"]] | None = None,
+) -> Projector:
     """A projector that starts from null(C₀), cut at `threshold`.
 
     Args:
-        kind: One of `KINDS`; further "fixed" (no key changes it) and "released" (`ReleasedMix`, standard counts).
+        kind: One of `KINDS`; further "fixed" (no key changes it), "literal", and "released" (`ReleasedMix`, standard
+            counts).
         covariance: C₀ with its count; not copied, and not to be updated afterwards.
         threshold: Where C₀'s spectrum is cut; None: as `Threshold()` does.
+        spectrum: `decompose(covariance.mean)`, where it is known already; found here otherwise.
 
     Raises:
         ValueError: Unknown kind; lists the known ones.
+        FloatingPointError: NaN or infinity in the covariance.
     """
-    mean, threshold = covariance.mean, threshold or Threshold()
-    eigenvalues, vectors = torch.linalg.eigh(mean)
+    threshold = threshold or Threshold()
+    eigenvalues, vectors = spectrum or decompose(covariance.mean)
     start, cut = cut_spectrum(eigenvalues, vectors, threshold), threshold.cut(eigenvalues)
     match kind:
         case "fixed":
@@ -211,14 +235,15 @@ def projector_of(kind: str, covariance: KeyCovariance, threshold: Threshold | No
             return Incremental(start)
         case "full_keys":
             return FullKeys(start)
-        case "exact" | "randomized" | "released":
+        case "exact" | "randomized" | "literal" | "released":
             # By the number that cuts later spectra too: where noise lifts it, nothing gets free after the start.
-            start = cut_spectrum(eigenvalues, vectors, Threshold(kind="absolute", value=cut))
+            start = cut_at(eigenvalues, vectors, cut)
             of = dict(gram=covariance.gram, start=start, protected=start.d - start.rank)
             if kind == "released":
                 return ReleasedMix(cut=cut, count=covariance.count, **of)
-            return (Exact if kind == "exact" else Randomized)(cut=cut * covariance.count, **of)
-    raise unknown("projector", kind, (*KINDS, "fixed", "released"))
+            made = dict(exact=Exact, randomized=Randomized, literal=Literal)[kind]
+            return made(cut=cut * covariance.count, **of)
+    raise unknown("projector", kind, (*KINDS, "fixed", "literal", "released"))
 
 
 # --- null spaces without a decomposition of d x d ---------------------------------------------------------------------
@@ -300,56 +325,3 @@ def randomized_null_space(
         if size == d or not above.all():
             return NullSpace(d=d, removed=basis @ mix[:, above])
         size *= 2
-
-
-# --- what a projector costs and lets through --------------------------------------------------------------------------
-
-
-@dataclass(frozen=True, kw_only=True)
-class Refresh:
-    """One refresh of a projector.
-
-    Attributes:
-        rank: Directions left.
-        leak: ‖ΔK̄‖ / (‖Δ‖ ‖K̄‖₂) of a random update inside the space, on the keys that shall be kept.
-        seconds: Of taking the keys and finding the space, on the clock.
-        processor: The same in seconds of this process on all its cores: what other programs take does not count.
-        bytes: Held from then on.
-    """
-
-    rank: int
-    leak: float
-    seconds: float
-    processor: float
-    bytes: int
-
-
-def refresh(
-    projector: Projector, keys: Float[Tensor, "d n"], preserved: Sequence[Float[Tensor, "d _"]] = (), *,
-    dtype: torch.dtype = torch.float32, seed: int = 0,
-) -> tuple[Projector, Refresh]:  # fmt: skip
-    """Take `keys` into `projector`, and measure what that costs and what an update inside the space does to them.
-
-    Args:
-        projector: The state before.
-        keys: New keys.
-        preserved: Further keys whose movement counts, such as those of earlier batches.
-        dtype: In which the update is projected, that of the weights; in float32 nothing leaks less than rounding.
-        seed: Of the random update of eight rows.
-    """
-    _wait(keys)
-    start, own = time.perf_counter(), time.process_time()
-    after = projector.taking(keys)
-    space = after.space
-    _wait(keys)
-    seconds, processor = time.perf_counter() - start, time.process_time() - own
-    generator = torch.Generator().manual_seed(seed)
-    delta = space.project(torch.randn(space.d, 8, dtype=torch.float64, generator=generator).to(keys.device, dtype)).T
-    kept = torch.cat([*(k.double() for k in preserved), keys.double()], dim=1)
-    numbers = dict(rank=space.rank, leak=leak(delta, kept), bytes=bytes_of(after))
-    return after, Refresh(seconds=seconds, processor=processor, **numbers)
-
-
-def _wait(tensor: Tensor) -> None:
-    if tensor.is_cuda:
-        torch.cuda.synchronize(tensor.device)

@@ -141,6 +141,13 @@ def reasons(study: Study) -> list[str]:
         cell = study.cell(data)
         told.append(f"{data} {cell.batches} batches of {cell.batch} in {', '.join(cell.langs)}")
     out.append(f"Data: {'; '.join(told)}; the paper edits {PAPER_BATCH} facts at a time.")
+    if same := [data for data in study.datasets if study.cell(data).parallel]:
+        out.append(
+            f"Which facts: on {', '.join(same)} all languages get the same facts here, since the data set's held-out "
+            "part has too few to give each language its own, so a fact's keys come back in every other language. In "
+            "the paper every batch has other facts. The same facts are hardest for methods that protect past keys "
+            "exactly."
+        )
     for data in study.datasets:
         if LANGEDIT not in study.methods_of(data):
             continue

@@ -59,7 +59,8 @@ def prepare_editor(
         known = load_data("atlas", CORE).corpus
         corpus = [text for lang in langs if lang in known for text in known[lang][:corpus_limit]]
     contexts = sample_contexts(model, langs, per_language=prefixes, seed=seed)
-    return Editor(model, settings, cached_covariance(model, settings.layers, corpus), contexts)
+    covariances = cached_covariance(model, settings.layers, corpus) if settings.needs_covariance else {}
+    return Editor(model, settings, covariances, contexts)
 
 
 def find_fact(data: FactSet, fact_id: str, lang: str) -> Fact:

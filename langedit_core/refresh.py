@@ -21,8 +21,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from langedit_core.nullspace import NullSpace
-from langedit_core.projectors import Exact, FullKeys, Incremental, Projector, Randomized, Refresh, refresh
+from langedit_core.nullspace import NullSpace, leak
+from langedit_core.projectors import Exact, FullKeys, Incremental, Projector, Randomized
 
 PROTECTED = 0.2
 PAST = 500
@@ -39,6 +39,63 @@ class PublishedSVD(Exact):
     def decomposed(self, matrix: Float[Tensor, "d d"]) -> NullSpace:
         left, values, _ = torch.linalg.svd(matrix.float())
         return NullSpace(d=len(matrix), kept=left[:, values < self.cut])
+
+
+@dataclass(frozen=True, kw_only=True)
+class Refresh:
+    """One refresh of a projector.
+
+    Attributes:
+        rank: Directions left.
+        leak: ‖ΔK̄‖ / (‖Δ‖ ‖K̄‖₂) of a random update inside the space, on the keys that shall be kept.
+        seconds: Of taking the keys and finding the space, on the clock.
+        processor: The same in seconds of this process on all its cores: what other programs take does not count.
+        bytes: Held from then on.
+    """
+
+    rank: int
+    leak: float
+    seconds: float
+    processor: float
+    bytes: int
+
+
+def refresh(
+    projector: Projector, keys: Float[Tensor, "d n"], preserved: Sequence[Float[Tensor, "d _"]] = (), *,
+    dtype: torch.dtype = torch.float32, seed: int = 0,
+) -> tuple[Projector, Refresh]:  # fmt: skip
+    """Take `keys` into `projector`, and measure what that costs and what an update inside the space does to them.
+
+    Args:
+        projector: The state before.
+        keys: New keys.
+        preserved: Further keys whose movement counts, such as those of earlier batches.
+        dtype: In which the update is projected, that of the weights; in float32 nothing leaks less than rounding.
+        seed: Of the random update of eight rows.
+    """
+    _wait(keys)
+    start, own = time.perf_counter(), time.process_time()
+    after = projector.taking(keys)
+    space = after.space
+    _wait(keys)
+    seconds, processor = time.perf_counter() - start, time.process_time() - own
+    generator = torch.Generator().manual_seed(seed)
+    delta = space.project(torch.randn(space.d, 8, dtype=torch.float64, generator=generator).to(keys.device, dtype)).T
+    kept = torch.cat([*(k.double() for k in preserved), keys.double()], dim=1)
+    numbers = dict(rank=space.rank, leak=leak(delta, kept), bytes=bytes_of(after))
+    return after, Refresh(seconds=seconds, processor=processor, **numbers)
+
+
+def bytes_of(projector: Projector) -> int:
+    """What the projector keeps between batches; a tensor under two names counts once."""
+    return sum(
+        t.numel() * t.element_size() for t in {id(t): t for t in projector.held.values()}.values() if t is not None
+    )
+
+
+def _wait(tensor: Tensor) -> None:
+    if tensor.is_cuda:
+        torch.cuda.synchronize(tensor.device)
 
 
 def seconds_of(run: Callable[[], object]) -> tuple[float, object]:

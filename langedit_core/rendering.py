@@ -168,11 +168,17 @@ def write_index(report_dir: str | Path, entries: Sequence[ReportEntry], *, prove
     _write_page(report_dir / "index.html", _index(f"Study, profile {profile}", report_dir, "", main))
 
     found = [p.parent for p in sorted(root.glob("*/index.html"))]
-    found.sort(key=lambda p: PROFILES.index(p.name) if p.name in PROFILES else len(PROFILES))
+    found.sort(key=lambda p: _rank(p.name))
     links = [{"href": f"{p.name}/index.html", "text": f"Profile {p.name}"} for p in found]
     best = next((p for p in found if (p / "tables" / "main.csv").is_file()), report_dir)
     above = {"sections": [("Profiles", links)]}
     _write_page(root / "index.html", _index("Multilingual knowledge editing", best, f"{best.name}/", above))
+
+
+def _rank(folder: str) -> int:
+    """Place of a folder among the profiles; that of one with several models ends in the model, `paper-gpt-j-6b`."""
+    profile = folder.partition("-")[0]
+    return PROFILES.index(profile) if profile in PROFILES else len(PROFILES)
 
 
 def _index(title: str, report_dir: Path, prefix: str, context: dict) -> str:

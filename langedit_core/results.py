@@ -203,6 +203,19 @@ def load_result(cell: Cell, root: Path, records: Path | None = None) -> CellResu
     raise FileNotFoundError(f"{cell.label} is not finished ({folder}); run it with `langedit run` or run_cells()")
 
 
+def inputs_of(cell: Cell, root: Path, records: Path | None = None) -> dict:
+    """What a finished cell was made of: model, data and corpus by their fingerprints, and the facts of each batch.
+
+    Raises:
+        FileNotFoundError: As `load_result`.
+    """
+    if is_done(cell, root):
+        return read_json(results_folder(cell, root) / "inputs.json")
+    if has_record(cell, records):
+        return read_sealed(record_path(cell, records))["inputs"]
+    raise FileNotFoundError(f"{cell.label} is not finished ({results_folder(cell, root)})")
+
+
 def keep_record(cell: Cell, root: Path, records: Path) -> Path | None:
     """Write the record of a finished cell, unless it is there already or the cell is not finished."""
     if has_record(cell, records) or not is_done(cell, root):

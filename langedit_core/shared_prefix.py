@@ -7,15 +7,17 @@ columns differ as positions do, which windowed attention counts. The result equa
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 
 import torch
 from jaxtyping import Float
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import DynamicCache
 
 from langedit_core.errors import RefusedInput
+from langedit_core.forward import leaving_at
 from langedit_core.models import EditableModel
 
 CELLS = 8192
@@ -64,12 +66,20 @@ class SharedPrefix:
     """
 
     @torch.no_grad()
-    def __init__(self, model: EditableModel, rows: Sequence[Sequence[int]], *, most: int | None = None) -> None:
+    def __init__(
+        self,
+        model: EditableModel,
+        rows: Sequence[Sequence[int]],
+        *,
+        most: int | None = None,
+        leave: nn.Module | None = None,
+    ) -> None:
         """
         Args:
             model: Any editable model, as it is edited now.
             rows: Token ids; none may be empty.
             most: Share at most this many tokens; tests compare with 0.
+            leave: For batches that are left at this module (`leaving_at`): the layers above it are not run here either.
         """
         if not rows or not all(rows):
             raise ValueError("a shared prefix needs at least one row, each with at least one token")
@@ -84,7 +94,8 @@ class SharedPrefix:
         if self.length:
             cache = DynamicCache()
             ids = torch.tensor([self.ids], device=model.device)
-            model.hf.base_model(input_ids=ids, past_key_values=cache, use_cache=True)
+            with leaving_at(leave):
+                model.hf.base_model(input_ids=ids, past_key_values=cache, use_cache=True)
             self.keys = [layer.keys for layer in cache.layers]
             self.values = [layer.values for layer in cache.layers]
 
@@ -151,10 +162,55 @@ class Running:
         self.cache.keep(rows)
 
 
+_MEMORY = ("out of memory", "not enough memory", "can't allocate memory", "ALLOC_FAILED")
+"""What errors say when memory ran out: CUDA's and MPS's, the processor's on Windows and on Linux, cuBLAS's."""
+
+
+def lacks_memory(error: BaseException) -> bool:
+    """Whether memory ran out. PyTorch has a class for it on GPUs only; elsewhere the text has to tell."""
+    return isinstance(error, torch.OutOfMemoryError) or any(text in str(error) for text in _MEMORY)
+
+
+def as_memory_allows(
+    groups: Sequence[Sequence[int]],
+    work: Callable[[list[int]], None],
+    *,
+    most: int | None = None,
+    alone: Callable[[int, RuntimeError], str],
+) -> Iterator[list[int]]:
+    """Do `work` on the members of every group together, in parts that halve when memory runs out; yields parts done.
+
+    Args:
+        groups: What may be done together, in this order.
+        work: May be called again with half of a part that failed.
+        most: Members of a part at first; None: whole groups. Once memory ran out, parts stay as small as was needed.
+        alone: Text of the error about a member that does not fit alone.
+
+    Raises:
+        MemoryError: Even a single member does not fit.
+    """
+    size = max(map(len, groups), default=0) if most is None else most
+    for group in groups:
+        rest = list(group)
+        while rest:
+            part = rest[:size]
+            try:
+                work(part)
+            except RuntimeError as error:
+                if not lacks_memory(error):
+                    raise
+                if len(part) == 1:
+                    raise MemoryError(alone(part[0], error)) from error
+                size = math.ceil(len(part) / 2)
+                continue
+            rest = rest[len(part) :]
+            yield part
+
+
 def in_batches(
     rows: Sequence[Sequence[int]], room: int, cells: int, work: Callable[[list[int]], None]
 ) -> Iterator[list[int]]:
-    """Do `work` on indices of rows of like length together, and yield them when done; halves when memory runs out.
+    """Do `work` on indices of rows of like length together, as memory allows, and yield them when done.
 
     Args:
         rows: Token ids.
@@ -165,27 +221,19 @@ def in_batches(
     Raises:
         MemoryError: Even a single row does not fit.
     """
-    order = sorted(range(len(rows)), key=lambda i: (len(rows[i]), i))
-    most = len(rows)
-    while order:
-        size = 1
-        while size < min(most, len(order)) and (size + 1) * (len(rows[order[size]]) + room) <= cells:
-            size += 1
-        chunk = order[:size]
-        try:
-            work(chunk)
-        except (torch.OutOfMemoryError, RuntimeError) as error:
-            if not (isinstance(error, torch.OutOfMemoryError) or "not enough memory" in str(error)):
-                raise
-            if size == 1:
-                raise MemoryError(
-                    f"a prompt of {len(rows[chunk[0]])} tokens does not fit in memory: {error}; "
-                    "ask for fewer shots or shorter contexts, or use a larger device"
-                ) from error
-            most = size // 2
-            continue
-        order = order[size:]
-        yield chunk
+    groups: list[list[int]] = []
+    for i in sorted(range(len(rows)), key=lambda i: (len(rows[i]), i)):
+        if not groups or (len(groups[-1]) + 1) * (len(rows[i]) + room) > cells:
+            groups.append([])
+        groups[-1].append(i)
+
+    def alone(i: int, error: RuntimeError) -> str:
+        return (
+            f"a prompt of {len(rows[i])} tokens does not fit in memory: {error}; "
+            "ask for fewer shots or shorter contexts, or use a larger device"
+        )
+
+    return as_memory_allows(groups, work, alone=alone)
 
 
 def check_room(model: EditableModel, rows: Sequence[Sequence[int]], room: int) -> None:

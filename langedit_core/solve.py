@@ -67,8 +67,8 @@ class CovarianceMetric:
         matrix = weight * covariance.double()
         self.factor, info = torch.linalg.cholesky_ex(matrix)
         if info > 0:
-            # Fewer tokens than dimensions: unseen directions would cost nothing, so they get a small cost. The Gram
-            # matrix is summed in float32, so what counts as zero is relative to its largest eigenvalue.
+            # Fewer tokens than dimensions: unseen directions would cost nothing, so they get a small cost. Products of
+            # keys are made in float32 (`KeyCovariance`), so what counts as zero is relative to the largest eigenvalue.
             floor = 1e-5 * torch.linalg.eigvalsh(matrix)[-1]
             log.warning("the covariance is singular; %.1e is added to its diagonal (give it more tokens)", floor)
             self.factor = _cholesky(matrix + floor * torch.eye(len(matrix), dtype=torch.float64, device=floor.device))
@@ -85,6 +85,7 @@ def solve_update(
     metric: Metric,
     past: Float[Tensor, "d_in m"] | None = None,
     *,
+    gram: Float[Tensor, "d_in d_in"] | None = None,
     exact: bool = False,
     at: Float[Tensor, "d_in n"] | None = None,
 ) -> Float[Tensor, "d_in n"]:
@@ -97,6 +98,7 @@ def solve_update(
         keys: Inputs to the edited matrix, one fact per column.
         metric: What the update costs elsewhere.
         past: Keys of earlier edits that shall not move, one per column (the A = K̄K̄ᵀ of AlphaEdit).
+        gram: Σ kkᵀ of further ones: where they are more than dimensions, nothing else of them is needed.
         exact: An equality constraint instead of a penalty on what is missing.
         at: The keys at which the exact constraint holds, where these are not `keys`: ROME's code takes the direction
             M⁺k from a key averaged over contexts and meets the residual at the bare prompt's.
@@ -105,6 +107,8 @@ def solve_update(
         FloatingPointError: NaN or infinity in keys or result, or keys so alike that no update meets all of them.
     """
     if exact:
+        if gram is not None:
+            raise ValueError("an exact constraint needs every earlier key; pass them as `past`, not as `gram`")
         return _exact(keys, metric, past, at)
     if at is not None:
         raise ValueError("`at` says where an exact constraint holds; pass exact=True, or leave it out")
@@ -113,13 +117,14 @@ def solve_update(
         raise FloatingPointError("keys hold NaN or infinity; no update is computed")
     keys = keys.double()
     columns = keys if past is None else torch.cat([keys, past.double()], dim=1)
-    if columns.shape[1] <= columns.shape[0]:
+    if gram is None and columns.shape[1] <= columns.shape[0]:
         weighted = metric.inverse(columns)
         small = columns.T @ weighted
         small = (small + small.T) / 2 + torch.eye(len(small), dtype=small.dtype, device=small.device)
         right = weighted @ cholesky_solve(small, torch.eye(len(small), n, dtype=small.dtype, device=small.device))
     else:
-        right = metric.solve_dense(columns @ columns.T, keys)
+        everything = columns @ columns.T if gram is None else torch.addmm(gram, columns, columns.T)
+        right = metric.solve_dense(everything, keys)
     if not torch.isfinite(right).all():
         raise FloatingPointError("the solve gave NaN or infinity; raise the ridge or check the keys")
     return right

@@ -4,10 +4,16 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import functools
+import glob
 import hashlib
 import json
 import lzma
 import os
+import re
+import socket
+import time
+import uuid
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -18,6 +24,7 @@ from torch import Tensor
 
 _HEADER = "langedit"
 LARGEST_JSON = 128_000_000  # bytes once decompressed; a cell's record has a few million
+ABANDONED = 24 * 3600  # seconds after which a partial of another machine, whose processes cannot be asked, is nobody's
 
 
 class CorruptFile(ValueError):
@@ -54,7 +61,7 @@ def write_bytes(path: Path, content: bytes) -> None:
     Raises:
         CannotWrite: Disk or quota full, read-only, or no permission; names the folder and the cure.
     """
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    partial = path.with_name(f".{path.name}.{_machine()}.{os.getpid()}.{uuid.uuid4().hex[:12]}.partial")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with open(partial, "wb") as file:
@@ -63,8 +70,6 @@ def write_bytes(path: Path, content: bytes) -> None:
             os.fsync(file.fileno())
         os.replace(partial, path)
     except OSError as error:
-        with contextlib.suppress(OSError):
-            partial.unlink(missing_ok=True)  # on a full disk it only takes space
         cure = _CURES.get(error.errno)
         if cure is None:
             raise
@@ -73,6 +78,42 @@ def write_bytes(path: Path, content: bytes) -> None:
             f"{path.name} cannot be written: {cure}, then give the same command again; what was finished is kept",
             str(path.parent),
         ) from error
+    finally:
+        with contextlib.suppress(OSError):
+            partial.unlink(missing_ok=True)  # on a full disk it only takes space
+    _remove_partials(path)
+
+
+def _remove_partials(path: Path) -> None:
+    """Remove what killed processes left of earlier writes of this file: it may be gigabytes, and nobody reads it."""
+    for name in glob.glob(f".{glob.escape(path.name)}.*.partial", root_dir=path.parent):
+        with contextlib.suppress(OSError):  # another process was faster, or it is another user's
+            if not _being_written(path.with_name(name)):
+                path.with_name(name).unlink()
+
+
+def _being_written(partial: Path) -> bool:
+    """Whether the process a partial is named after may still write it; one of another machine is judged by its age."""
+    machine, process, *_ = partial.name.split(".")[-4:]
+    if machine != _machine() or not process.isdecimal():
+        return time.time() - partial.stat().st_mtime < ABANDONED
+    try:
+        os.kill(int(process), 0)
+    except (ProcessLookupError, OverflowError):
+        return False
+    except PermissionError:  # it lives, and is another user's
+        return True
+    return True
+
+
+@functools.cache
+def _machine() -> str:
+    """Where a process number means a process: the host, and on Linux the name space, since a container has its own."""
+    host = re.sub(r"[^\w-]", "-", socket.gethostname())
+    try:
+        return f"{host}-{os.stat('/proc/self/ns/pid').st_ino}"
+    except OSError:
+        return host
 
 
 def write_text(path: Path, text: str) -> None:

@@ -6,6 +6,8 @@ anywhere resumes after its last whole batch and ends with the same bytes.
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import hashlib
 import importlib.metadata
 import json
@@ -13,7 +15,7 @@ import logging
 import math
 import platform
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
@@ -24,9 +26,11 @@ from tqdm import tqdm
 from langedit_core.atlas import load_atlas
 from langedit_core.contexts import Contexts, sample_contexts
 from langedit_core.covariance import cached_covariance, corpus_hash
+from langedit_core.datafiles import NotAvailable
 from langedit_core.drift import Drift, neutral_texts, paragraph_rows
 from langedit_core.editors import BatchReport, Clock, Editor, Update
 from langedit_core.errors import unknown
+from langedit_core.keeping import kept
 from langedit_core.metrics import ProbeScore, Question, ask, questions, rows_of
 from langedit_core.models import EditableModel
 from langedit_core.mzsre import load_bzsre, load_mzsre
@@ -36,6 +40,7 @@ from langedit_core.results import (
     XTREME_COLUMNS,
     Cell,
     CellResult,
+    inputs_of,
     is_done,
     is_known,
     load_result,
@@ -56,6 +61,7 @@ from langedit_core.storage import (
 )
 from langedit_core.tokens import SubjectMerged
 from langedit_core.xtreme import evaluate as evaluate_xtreme
+from langedit_core.xtreme import fingerprint as xtreme_fingerprint
 
 log = logging.getLogger(__name__)
 
@@ -86,6 +92,7 @@ def run_cells(
     *,
     records: Path | None = None,
     until: float = math.inf,
+    without: Callable[[NotAvailable], object] | None = None,
 ) -> list[CellResult]:
     """Compute what is missing, load what is there.
 
@@ -96,29 +103,53 @@ def run_cells(
         quiet: No progress bar.
         records: Folder of records kept from earlier runs; a cell that has one is not computed.
         until: No cell is begun after this moment of `time.monotonic()`; those not reached are left out.
+        without: Called where a cell's data are not here, and the cell is left out; None raises.
+
+    Raises:
+        NotAvailable: Data are not here; says what to put where.
+        ValueError: As `check_inputs`, or a cell was begun with other inputs.
     """
     cells = list(cells)
     missing = [cell for cell in cells if not is_known(cell, root, records)]
-    for cell in cells:
-        if cell not in missing:
-            _check_model(cell, model, root, records)
+    check_inputs([cell for cell in cells if cell not in missing], model, root, records)
     total = sum(cell.edits for cell in missing)
     with tqdm(total=total, unit="fact", disable=quiet or not missing, mininterval=1.0, dynamic_ncols=True) as bar:
         for number, cell in enumerate(missing, 1):
             if time.monotonic() >= until:
                 break
             bar.set_description(f"cell {number}/{len(missing)} {cell.method} on {cell.data}")
-            CellRun(cell, model, root, bar).run()
+            try:
+                CellRun(cell, model, root, bar).run()
+            except NotAvailable as error:
+                if without is None:
+                    raise
+                without(error)
+                bar.total -= cell.edits
+                bar.refresh()
     return [load_result(cell, root, records) for cell in cells if cell not in missing or is_done(cell, root)]
 
 
-def _check_model(cell: Cell, model: EditableModel, root: Path, records: Path | None) -> None:
-    if load_result(cell, root, records).provenance.get("model_fingerprint") != model.fingerprint:
-        where = results_folder(cell, root) if is_done(cell, root) else record_path(cell, records)
-        raise ValueError(
-            f"{where} was made with other inputs (model_fingerprint differs): {model.name} is not the model it was; "
-            "delete it, or load the model it was made with"
-        )
+def check_inputs(cells: Iterable[Cell], model: EditableModel, root: Path, records: Path | None = None) -> None:
+    """Refuse finished cells of another model, or of other data than are here now; data that are not here pass.
+
+    Raises:
+        ValueError: Names the cell's files, what differs, and what to do.
+    """
+
+    @functools.cache
+    def data_now(name: str, langs: tuple[str, ...]) -> str | None:
+        with contextlib.suppress(NotAvailable):
+            return load_data(name, langs).fingerprint
+
+    for cell in cells:
+        made = inputs_of(cell, root, records)
+        now = dict(model_fingerprint=model.fingerprint, data_fingerprint=data_now(cell.data, cell.langs))
+        if changed := [name for name, mine in now.items() if mine is not None and made.get(name) != mine]:
+            where = results_folder(cell, root) if is_done(cell, root) else record_path(cell, records)
+            raise ValueError(
+                f"{where} was made with other inputs ({', '.join(changed)} differ): {cell.model} or {cell.data} is not "
+                "what it was; delete it to have it computed again, or put back what it was made with"
+            )
 
 
 class CellRun:
@@ -129,12 +160,13 @@ class CellRun:
         self.bar = bar or tqdm(disable=True)
         if model.name != cell.model:
             raise ValueError(f"the cell is about {cell.model}, the model given is {model.name}")
+        model.check_unedited("results of a cell")
         model.check_layers(cell.settings.layers)
 
     def run(self) -> None:
         cell, model = self.cell, self.model
         data = load_data(cell.data, cell.langs)
-        corpus = [text for lang in dict.fromkeys(cell.langs) for text in data.corpus[lang][: cell.corpus_limit]]
+        corpus = [text for lang in self._langs for text in data.corpus[lang][: cell.corpus_limit]]
         contexts = self._contexts()
         batches, dropped = self._batches(data, contexts)
         self._describe(data, corpus, batches)
@@ -145,10 +177,11 @@ class CellRun:
         undrifted = paragraph_rows(drift.paragraphs(model), "before") if drift else []
         unedited = self._xtreme_before()
         self._take_over()
-        covariances = cached_covariance(model, cell.settings.layers, corpus)
-
         with model.restored(cell.settings.layers):
-            editor, resuming = Editor(model, cell.settings, covariances, contexts), True
+            # C₀ is no variable here: what the method does not need of it is freed once the editor is made.
+            layers = cell.settings.layers if cell.settings.needs_covariance else ()
+            editor = Editor(model, cell.settings, cached_covariance(model, layers, corpus), contexts)
+            resuming = True
             for t, batch in enumerate(batches):
                 # Whole batches are taken as they are; from the first gap on everything is computed again.
                 if resuming and (updates := self._stored(t)) is not None:
@@ -176,9 +209,12 @@ class CellRun:
         """PRUNE's sequence is MEMIT's until it ends: if that one was computed, its batches are taken as they are."""
         if self.cell.settings.damping is None:
             return
-        undamped = self.cell.settings.model_copy(update=dict(damping=None))
+        undamped = self.cell.settings.model_copy(update=dict(damping=None, damping_base=math.e))
         twin = self.cell.model_copy(update=dict(method="memit", settings=undamped))
         if not is_done(twin, self.folder.parent):
+            return
+        theirs, mine = inputs_of(twin, self.folder.parent), read_json(self.folder / "inputs.json")
+        if any(theirs.get(name) != mine[name] for name in mine if name != "cell"):
             return
         for path in sorted(results_folder(twin, self.folder.parent).glob("batch-*")):
             if not (self.folder / path.name).exists():
@@ -186,14 +222,15 @@ class CellRun:
 
     def _contexts(self) -> Contexts:
         cell, path = self.cell, self.folder / "contexts.json"
-        langs = tuple(dict.fromkeys(cell.langs))
         try:
             return Contexts.model_validate(read_sealed(path))
         except FileNotFoundError:
             pass
         except (CorruptFile, ValidationError) as error:
             log.warning("context prefixes are sampled again: %s: %s", path, error)
-        made = sample_contexts(self.model, langs, per_language=cell.prefixes, length=cell.prefix_tokens, seed=cell.seed)
+        made = sample_contexts(
+            self.model, self._langs, per_language=cell.prefixes, length=cell.prefix_tokens, seed=cell.seed
+        )
         write_sealed(path, made.model_dump(mode="json"))
         return made
 
@@ -232,6 +269,8 @@ class CellRun:
             corpus_sentences=len(corpus),
             facts=[[fact.id for fact in batch] for batch in batches],
         )
+        if self.cell.xtreme:
+            inputs["xtreme_sha256"] = self._xtreme_asked
         path = self.folder / "inputs.json"
         if path.is_file() and (old := read_json(path)) != (new := json.loads(json.dumps(inputs))):
             changed = [key for key in new if not isinstance(old, dict) or old.get(key) != new[key]]
@@ -244,20 +283,17 @@ class CellRun:
     def _before(self, asked: Sequence[Sequence[Question]]) -> list[list[ProbeScore]]:
         """The unedited model's answers; shared by all methods through a file beside the cells."""
         flat = [q for part in asked for q in part]
-        key = hashlib.sha256(
-            json.dumps([self.model.fingerprint, [(q.prompt, q.answer) for q in flat]]).encode()
-        ).hexdigest()[:16]
-        path = self.folder.parent / f"before-{key}.json"
-        try:
-            scores = [ProbeScore(**{**s, "predicted": tuple(s["predicted"])}) for s in read_sealed(path)]
-            if len(scores) != len(flat):
-                raise CorruptFile(f"{path} holds {len(scores)} answers to {len(flat)} questions")
-        except (FileNotFoundError, CorruptFile, TypeError, KeyError) as error:
-            if not isinstance(error, FileNotFoundError):
-                log.warning("the unedited model is asked again: %s: %r", path, error)
+
+        def make() -> list[dict]:
             self.bar.set_postfix_str("asking the unedited model")
-            scores = ask(self.model, flat)
-            write_sealed(path, [asdict(score) for score in scores])
+            return [asdict(score) for score in ask(self.model, flat)]
+
+        def read(content: object) -> list[ProbeScore]:
+            if len(content) != len(flat):
+                raise CorruptFile(f"{len(content)} answers to {len(flat)} questions")
+            return [ProbeScore(**{**score, "predicted": tuple(score["predicted"])}) for score in content]
+
+        scores = self._shared("before", dict(asked=[(q.prompt, q.answer) for q in flat]), make, read)
         split, start = [], 0
         for part in asked:
             split.append(scores[start : start + len(part)])
@@ -269,19 +305,28 @@ class CellRun:
         cell = self.cell
         if not cell.xtreme:
             return []
-        key = hashlib.sha256(json.dumps([self.model.fingerprint, cell.xtreme, cell.langs]).encode()).hexdigest()[:16]
-        path = self.folder.parent / f"xtreme-{key}.json"
-        try:
-            rows = read_sealed(path)
+
+        def read(rows: object) -> list[dict]:
             if not isinstance(rows, list) or any(set(row) != set(XTREME_COLUMNS) for row in rows):
-                raise CorruptFile(f"{path} holds no rows of XTREME scores")
+                raise CorruptFile("no rows of XTREME scores")
             return rows
-        except (FileNotFoundError, CorruptFile, TypeError) as error:
-            if not isinstance(error, FileNotFoundError):
-                log.warning("the unedited model is given XTREME's tasks again: %s: %r", path, error)
-        rows = self._xtreme("before")
-        write_sealed(path, rows)
-        return rows
+
+        key = dict(asked=self._xtreme_asked, langs=self._langs)
+        return self._shared("xtreme", key, lambda: self._xtreme("before"), read)
+
+    @functools.cached_property
+    def _xtreme_asked(self) -> str:
+        return xtreme_fingerprint(self._langs, self.cell.xtreme)
+
+    @property
+    def _langs(self) -> tuple[str, ...]:
+        """The cell's languages, each once."""
+        return tuple(dict.fromkeys(self.cell.langs))
+
+    def _shared(self, what: str, key: dict, make: Callable[[], object], read: Callable[[object], object]):
+        """`kept` beside the cells, of the unedited model."""
+        key = dict(engine=ENGINE, model=self.model.fingerprint) | key
+        return kept(self.folder.parent, what, key, make, read)
 
     def _xtreme(self, when: str) -> list[dict]:
         """XTREME on the model as it is now, in the cell's languages; what is n/a has no value, JSON has no NaN."""
@@ -289,7 +334,7 @@ class CellRun:
         if not cell.xtreme:
             return []
         self.bar.set_postfix_str(f"XTREME, {when}")
-        report = evaluate_xtreme(self.model, langs=tuple(dict.fromkeys(cell.langs)), limit=cell.xtreme)
+        report = evaluate_xtreme(self.model, langs=self._langs, limit=cell.xtreme)
         seconds = report.sets.set_index(["task", "lang"])["seconds"]
         rows = [
             row | dict(when=when, seconds=float(seconds.get((row["task"], row["lang"]), math.nan)))
@@ -303,10 +348,11 @@ class CellRun:
 
     def _drift(self) -> Drift | None:
         """The unedited model on neutral text, in the cell's languages that have some; shared through a file."""
-        langs = [lang for lang in dict.fromkeys(self.cell.langs) if lang in neutral_texts()]
+        langs = [lang for lang in self._langs if lang in neutral_texts()]
         if not langs:
             return None
-        path = self.folder.parent / f"drift-{self.model.fingerprint[:16]}-{'-'.join(langs)}.safetensors"
+        read = json.dumps([ENGINE, self.model.fingerprint, {lang: neutral_texts()[lang] for lang in langs}])
+        path = self.folder.parent / f"drift-{hashlib.sha256(read.encode()).hexdigest()[:24]}.safetensors"
         try:
             return Drift.load(path, self.model)
         except (FileNotFoundError, CorruptFile, ValueError) as error:

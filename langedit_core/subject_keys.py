@@ -5,7 +5,6 @@ k = what enters the layer's output projection at the subject's last token of the
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import json
 import logging
@@ -17,7 +16,7 @@ from jaxtyping import Float
 from torch import Tensor
 from tqdm import tqdm
 
-from langedit_core.forward import hooked, tap_input
+from langedit_core.forward import hooked, leaving_at, tap_input
 from langedit_core.models import EditableModel
 from langedit_core.shared_prefix import SharedPrefix
 from langedit_core.storage import CorruptFile, load_tensors, save_tensors
@@ -29,10 +28,6 @@ ENGINE = 1
 """Raised whenever the same inputs would give other keys; part of every file's hash."""
 
 ROWS = 64
-
-
-class _Enough(Exception):
-    """Raised by a hook to leave the forward above the layer that is read."""
 
 
 def token_rows(model: EditableModel, prompts: Sequence[tuple[str, str]]) -> tuple[list[tuple[int, ...]], list[int]]:
@@ -70,32 +65,22 @@ def read_keys(
         quiet: No progress bar.
     """
     model.check_layers((layer,))
-    total = sum(map(len, groups))
+    port, total = model.write_port(layer), sum(map(len, groups))
     keys = torch.empty(model.d_ff, total)
     done = 0
     with tqdm(total=total, unit="key", disable=quiet, mininterval=1.0, dynamic_ncols=True) as bar:
         for rows in (rows for rows in groups if rows):
-            prefix = SharedPrefix(model, rows)
+            prefix = SharedPrefix(model, rows, leave=port)
             order = sorted(range(len(rows)), key=lambda i, rows=rows: len(rows[i]))
             for start in range(0, len(order), rows_per_batch):
                 some = order[start : start + rows_per_batch]
                 seen: dict[str, Tensor] = {}
-                with hooked(*_hooks(model, layer, seen)), contextlib.suppress(_Enough):
+                with hooked(tap_input(port, seen, "key")), leaving_at(port):
                     prefix.batch([rows[i] for i in some])
                 keys[:, [done + i for i in some]] = seen["key"][:, -1].T.float().cpu()
                 bar.update(len(some))
             done += len(rows)
     return keys
-
-
-def _hooks(model: EditableModel, layer: int, seen: dict) -> list:
-    def leave(*_):
-        raise _Enough
-
-    return [
-        tap_input(model.write_port(layer), seen, "key"),
-        model.write_port(layer).register_forward_hook(leave),
-    ]
 
 
 def cached_keys(
@@ -121,6 +106,7 @@ def cached_keys(
         pass
     except (CorruptFile, KeyError) as error:
         log.warning("%s: %r", path, error)
+    model.check_unedited("these keys")
     keys = read_keys(model, groups, layer, quiet=quiet)
     save_tensors(path, {"keys": keys})
     return keys

@@ -72,14 +72,9 @@ class Trace:
     corrupted: Float[Tensor, " s"]
     scores: dict[str, Float[Tensor, "c layers s"]]
 
-    @property
-    def total_effect(self) -> float:
-        """TE = p(clean) − p(corrupted)."""
-        return self.clean - float(self.corrupted.mean())
-
-    def effect(self, kind: str) -> Float[Tensor, "c layers"]:
-        """IE of every token and layer, mean over samples."""
-        return (self.scores[kind] - self.corrupted).mean(-1)
+    def effects(self, kind: str) -> Float[Tensor, "c layers s"]:
+        """IE of every token, layer and sample."""
+        return self.scores[kind] - self.corrupted
 
 
 def trace(

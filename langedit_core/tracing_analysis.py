@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import combinations
 
 import numpy as np
 import pandas as pd
@@ -20,6 +21,7 @@ from langedit_core.tracing import KINDS, ROLES, SEVERED, window_around
 
 SITE_NAMES = {"hidden": "hidden states", "mlp": "MLP outputs", "attention": "attention outputs"}
 EARLY, LATE = ("mlp", "subject_last"), ("attention", "last")  # the two sites of Meng et al.
+ENOUGH = 6  # facts of a language below which its peak shows nothing: a sign test of five has no p below 0.06
 
 
 def per_fact(frame: pd.DataFrame, kind: str, role: str) -> pd.DataFrame:
@@ -86,7 +88,7 @@ def heat(frame: pd.DataFrame, kind: str, lang: str) -> pd.DataFrame:
     return table.reindex([role for role in ROLES if role in table.index])
 
 
-def peaks(frame: pd.DataFrame, kind: str, role: str, seed: int = 0) -> pd.DataFrame:
+def peaks(frame: pd.DataFrame, kind: str, role: str, seed: int = 0, level: float = LEVEL) -> pd.DataFrame:
     """The layer of the highest AIE, per language and for all, with the 95 % interval of its place over facts.
 
     The interval holds the layers that are highest in resamples of the facts; `effect` is the AIE there, which is chosen
@@ -96,7 +98,7 @@ def peaks(frame: pd.DataFrame, kind: str, role: str, seed: int = 0) -> pd.DataFr
     rows = []
     for lang, part in [("all", _over_languages(effects)), *effects.groupby(level="lang", sort=False)]:
         best = part.mean().idxmax()
-        low, high = _place(part.columns, lambda drawn: drawn.argmax(1), [part.to_numpy()], seed)
+        low, high = _place(part.columns, lambda drawn: drawn.argmax(1), [part.to_numpy()], seed, level)
         names = dict(kind=kind, role=role, lang=lang, n=len(part))
         rows.append(names | dict(peak=best, low=low, high=high, effect=part[best].mean()))
     return pd.DataFrame(rows).astype(dict.fromkeys(("low", "high"), "Int64"))
@@ -168,16 +170,20 @@ def recommend(frame: pd.DataFrame, width: int, window: int, seed: int = 0) -> Re
 
 
 def _place(
-    layers: pd.Index, find: Callable[[np.ndarray], np.ndarray], groups: Sequence[np.ndarray], seed: int
+    layers: pd.Index,
+    find: Callable[[np.ndarray], np.ndarray],
+    groups: Sequence[np.ndarray],
+    seed: int,
+    level: float = LEVEL,
 ) -> tuple[float, float]:
-    """95 % interval of a layer, facts resampled within every group; NaN where no group has two facts."""
+    """Interval of a layer, facts resampled within every group; NaN where no group has two facts."""
     if max(len(group) for group in groups) < 2:
         return float("nan"), float("nan")
     rng = np.random.default_rng(seed)
     drawn = np.mean(
         [rng.multinomial(len(g), np.full(len(g), 1 / len(g)), RESAMPLES) @ g / len(g) for g in groups], axis=0
     )
-    ends = np.quantile(find(drawn), [(1 - LEVEL) / 2, (1 + LEVEL) / 2], method="inverted_cdf")
+    ends = np.quantile(find(drawn), [(1 - level) / 2, (1 + level) / 2], method="inverted_cdf")
     return float(layers[int(ends[0])]), float(layers[int(ends[1])])
 
 
@@ -195,19 +201,73 @@ def reading(frame: pd.DataFrame, found: Recommendation, model: str) -> list[str]
     sentences.append(f"Highest average indirect effect at the subject's last token: {told}.")
     told = ", ".join(f"{kind} {p['effect']:.2f} at layer {p['peak']}" for kind, p in late.items())
     sentences.append(f"At the prompt's last token: {told}.")
+    sentences += [_same_place(frame, *site) for site in (EARLY, LATE)] if frame["lang"].nunique() > 1 else []
     if set(SEVERED) <= set(frame["kind"]):
-        whole, no_mlp, no_attention = (
-            per_fact(frame, kind, "subject_last").mean() for kind in ("hidden", "hidden_no_mlp", "hidden_no_attention")
+        sentences += _severed(frame)
+    return [*sentences, _comparison(found, model)]
+
+
+def _same_place(frame: pd.DataFrame, kind: str, role: str) -> str:
+    """Whether the peak of one site lies elsewhere in one language than in another.
+
+    That is shown where their intervals do not overlap, after both are widened for the number of pairs (Bonferroni).
+    """
+    found = peaks(frame, kind, role)
+    found = found[found["lang"] != "all"]
+    enough = found.loc[found["n"] >= ENOUGH, "lang"].tolist()
+    pairs = list(combinations(enough, 2))
+    wide = peaks(frame, kind, role, level=1 - (1 - LEVEL) / max(1, len(pairs))).set_index("lang")
+    apart = [
+        f"{a} and {b}"
+        for a, b in pairs
+        if wide.loc[a, "high"] < wide.loc[b, "low"] or wide.loc[b, "high"] < wide.loc[a, "low"]
+    ]
+    first, last = found["peak"].min(), found["peak"].max()
+    place = f"in layer {first}" if first == last else f"in layers {first} to {last}"
+    told = ", ".join(
+        f"{r.lang} {r.peak}" + ("" if pd.isna(r.low) else f" [{r.low}, {r.high}]") for r in found.itertuples()
+    )
+    fewest, most = found["n"].min(), found["n"].max()
+    told += f"; n = {most if fewest == most else f'{fewest} to {most}'} facts per language"
+    corrected = f" (intervals, corrected for {len(pairs)} pairs, overlap)" if len(pairs) > 1 else " (intervals overlap)"
+    if not pairs:
+        verdict = f"with fewer than {ENOUGH} facts in all languages but one, none could be shown to differ"
+    elif apart:
+        verdict = f"{', '.join(apart)} are shown to differ{corrected.replace('overlap', 'do not overlap')}"
+    else:
+        verdict = f"no two languages are shown to differ{corrected}"
+    few = [lang for lang in found["lang"] if lang not in enough]
+    if pairs and few:
+        verdict += f"; fewer than {ENOUGH} facts, and left out: {', '.join(few)}"
+    return f"By language the peak of {SITE_NAMES[kind]} at the {ROLES[role]} lies {place} ({told}): {verdict}."
+
+
+def _severed(frame: pd.DataFrame) -> list[str]:
+    """What frozen paths take; only what can be seen in the two decimals that are printed."""
+    kinds = ("hidden", "hidden_no_mlp", "hidden_no_attention")
+    found = [per_fact(frame, kind, "subject_last").mean() for kind in kinds]
+    whole, no_mlp, no_attention = (effects.round(2) + 0.0 for effects in found)  # + 0.0 makes −0 a plain zero
+    left = {"MLP": no_mlp.iloc[0], "attention": no_attention.iloc[0]}
+    if whole.iloc[0] > max(0, *left.values()):
+        said = (
+            f"Of the {whole.iloc[0]:.2f} that the hidden state of layer 0 brings back, {left['MLP']:.2f} is left with "
+            f"the MLP paths above it frozen and {left['attention']:.2f} with the attention paths frozen."
         )
-        step = int(no_mlp.diff().idxmax())
-        sentences.append(
-            f"Of the {whole.iloc[0]:.2f} that the hidden state of layer 0 brings back, {no_mlp.iloc[0]:.2f} is left "
-            f"with the MLP paths above it frozen and {no_attention.iloc[0]:.2f} with the attention paths frozen. "
-            f"Without MLP paths the effect rises most from layer {step - 1} to layer {step}, from "
+    else:
+        none = [name for name, rest in left.items() if rest >= whole.iloc[0]] or [*left]
+        said = (
+            f"The hidden state of layer 0 brings back {whole.iloc[0]:.2f}, with the MLP paths above it frozen "
+            f"{left['MLP']:.2f} and with the attention paths frozen {left['attention']:.2f}: that "
+            f"{' or '.join(none)} paths carry its effect is not shown."
+        )
+    step = int(found[1].diff().idxmax())
+    if no_mlp[step] > no_mlp[step - 1]:
+        said += (
+            f" Without MLP paths the effect rises most from layer {step - 1} to layer {step}, from "
             f"{no_mlp[step - 1]:.2f} to {no_mlp[step]:.2f}: what the MLP of layer {step} wrote is in the restored "
             "state from there on."
         )
-    return [*sentences, _comparison(found, model)]
+    return [said]
 
 
 def _comparison(found: Recommendation, model: str) -> str:

@@ -222,8 +222,8 @@ def _summary(model: EditableModel, fact: Fact, deviation: float, settings: Trace
     """A trace as columns of plain numbers; errors of a single sample are null."""
     found = trace(model, fact, deviation, settings, columns=columns)
     rows: dict[str, list] = {name: [] for name in COLUMNS[2:]}
-    for kind, scores in found.scores.items():
-        effects = scores - found.corrupted
+    for kind in found.scores:
+        effects = found.effects(kind)
         error = effects.std(-1) / settings.samples**0.5 if settings.samples > 1 else None
         for token, role in enumerate(found.roles):
             if role == "before" or (kind in SEVERED and role != "subject_last"):

@@ -117,9 +117,9 @@ class SingleEdits:
         self.model, self.data, self.settings = model, data, settings
         langs = settings.langs
         corpus = [text for lang in langs for text in data.corpus[lang][: settings.corpus_limit]]
-        covariances = cached_covariance(model, edit_settings.layers, corpus)
+        layers = edit_settings.layers if edit_settings.needs_covariance else ()
         contexts = sample_contexts(model, langs, per_language=settings.prefixes, seed=settings.seed)
-        self.editor = Editor(model, edit_settings, covariances, contexts)
+        self.editor = Editor(model, edit_settings, cached_covariance(model, layers, corpus), contexts)
         self.question = Questioner(data)
         self._updates: dict[tuple[str, str], dict[int, Update]] = {}
 

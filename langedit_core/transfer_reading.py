@@ -56,7 +56,29 @@ def about_variants(by_variant: Mapping[str, pd.DataFrame]) -> list[str]:
             else f"In atlas-lm with each language's own names, transfer is {told(_effect(different))} where nothing "
             "is written alike."
         )
+    for name, found in by_variant.items():
+        if sentence := _asymmetry(found, name):
+            sentences.append(sentence)
     return sentences
+
+
+def _asymmetry(found: pd.DataFrame, name: str) -> str | None:
+    """The language that gives and takes most differently, if by more than both intervals; means hide such a one."""
+    direct = found[(found["probe"] == "direct") & (found["source"] != found["lang"])]
+    pairs = {
+        lang: (_effect(direct[direct["source"] == lang]), _effect(direct[direct["lang"] == lang]))
+        for lang in dict.fromkeys(direct["source"])
+    }
+    apart = {lang: abs(out.value - into.value) for lang, (out, into) in pairs.items()
+             if out.high < into.low or into.high < out.low}  # fmt: skip
+    if not apart:
+        return None
+    lang = max(apart, key=apart.get)
+    out, into = pairs[lang]
+    return (
+        f"{name}: edits made in {lang} reach other languages in {told(out)} of the cases, edits made elsewhere reach "
+        f"{lang} in {told(into)}; means over languages hide this, and it is not explained here."
+    )
 
 
 def about_model(found: pd.DataFrame, name: str, data: str) -> list[str]:
@@ -112,7 +134,7 @@ def about_sequences(frames: Mapping[str, pd.DataFrame], name: str, reference: st
         together = f", all {len(table)} comparisons taken together (Bonferroni)" if len(table) > 1 else ""
         sentences.append(
             f"{name}, after the whole sequence, beyond what facts not edited gain (n = {table['n'].min()} facts"
-            f"{together}): beside {reference}, {_listed(less)} shown to reach other languages less, "
+            f"{together}): beside {reference}, {_listed(less)} shown to reach other languages less, and "
             f"{_listed(more)} shown to reach them more."
         )
     for label in frames:
@@ -125,8 +147,9 @@ def about_sequences(frames: Mapping[str, pd.DataFrame], name: str, reference: st
             verdict = "matters" if row["low"] > 0 or row["high"] < 0 else "is not shown to matter"
             what = "the order, or which language edits which fact," if moved else "the order"
             sentences.append(
-                f"{name}, {method}: with {order} other languages gain {row['other languages']} more over the facts "
-                f"both sequences edit (n = {row['n']}, {moved} of them in another language): {what} {verdict}."
+                f"{name}, {method}: with {order} the gain in other languages changes by {row['other languages']} over "
+                f"the facts both sequences edit (n = {row['n']}, {moved} of them in another language): {what} "
+                f"{verdict}."
             )
     return sentences
 

@@ -163,7 +163,7 @@ def sequences(
     for cell in cells:
         data = load_data(cell.data, CORE)
         key = dict(
-            engine=ENGINE, cell=cell.model_dump(mode="json"), data=data.fingerprint, model=model.fingerprint,
+            engine=ENGINE, cell=cell.slug, data=data.fingerprint, model=model.fingerprint,
             per_language=per_language, spared=True,
         )  # fmt: skip
 

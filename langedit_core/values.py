@@ -3,7 +3,8 @@
     minimise over δ:  mean over contexts −log p(target | δ) + KL(p_δ ‖ p₀ | "{subject} is a") + penalty(‖δ‖)
 
 with δ added at the subject's last token (eq. 4 of ROME, arXiv 2202.05262; MEMIT, arXiv 2210.07229). All facts of a
-batch run together, on the suffix only, with the vocabulary head only where the target is read.
+batch run together, on the suffix only, with the vocabulary head only where the target is read. δ, losses and norms are
+float32 whatever the model is.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from torch import Tensor
 
 from langedit_core.forward import SuffixForward
 from langedit_core.models import EditableModel
+from langedit_core.shared_prefix import as_memory_allows
 from langedit_core.tokens import Row, align
 from langedit_core.trust import Terms, TrustRegion
 
@@ -145,28 +147,23 @@ def optimise_values(
     """
     if not requests:
         raise ValueError("no facts to optimise values for: give at least one request")
-    size = microbatch or len(requests)
-    groups = _alike(requests, math.inf if microbatch else _ENOUGH.get(model.device.type, 8192))
     parts: list[Values] = []
     order: list[int] = []
-    while groups:
-        members = sorted(groups[0][:size])
-        chunk = [requests[i] for i in members]
-        try:
-            parts.append(_optimise(model, chunk, layers, settings, observe))
-        except (torch.OutOfMemoryError, RuntimeError) as error:
-            if not (isinstance(error, torch.OutOfMemoryError) or "not enough memory" in str(error)):
-                raise
-            if len(chunk) == 1:
-                tokens = sum(len(row.ids) for row in chunk[0].contexts)
-                raise MemoryError(
-                    f"values of one fact ({tokens} tokens in {len(chunk[0].contexts)} contexts) do not fit in memory: "
-                    f"{error}; use fewer or shorter contexts, or a larger device"
-                ) from error
-            size = math.ceil(len(chunk) / 2)
-            continue
-        order += members
-        groups = [rest for rest in (groups[0][size:], *groups[1:]) if rest]
+
+    def work(facts: list[int]) -> None:
+        members = sorted(facts)
+        parts.append(_optimise(model, [requests[i] for i in members], layers, settings, observe))
+        order.extend(members)
+
+    def alone(fact: int, error: RuntimeError) -> str:
+        contexts = requests[fact].contexts
+        return (
+            f"values of one fact ({sum(len(row.ids) for row in contexts)} tokens in {len(contexts)} contexts) do not "
+            f"fit in memory: {error}; use fewer or shorter contexts, or a larger device"
+        )
+
+    groups = _alike(requests, math.inf if microbatch else _ENOUGH.get(model.device.type, 8192))
+    for _ in as_memory_allows(groups, work, most=microbatch, alone=alone):
         if progress:
             progress(len(order))
     back = sorted(range(len(order)), key=order.__getitem__)
@@ -204,7 +201,7 @@ class _Words:
     """The words a softmax runs over at some positions; all others share one bucket per position, of constant mass.
 
     The bucket is blind to what happens to the words in it, so `renew` measures it again as a run goes on.
-    With `keep=None` the softmax runs over the whole vocabulary and there is no bucket.
+    Where no word is left for it, or with `keep=None`, the softmax runs over the whole vocabulary without a bucket.
     """
 
     def __init__(self, model: EditableModel, logits: Float[Tensor, "p v"], keep: int | None, always: Tensor) -> None:
@@ -212,9 +209,9 @@ class _Words:
         self.ids: Int[Tensor, " k"] | None = None
         self.head = model.head()
         if keep is not None and keep < logits.shape[-1]:
-            self.ids = torch.unique(torch.cat([logits.topk(keep).indices.flatten(), always]))
-            self.head = model.head(self.ids)
-            self.bucket = _outside(logits, self.ids)
+            ids = torch.unique(torch.cat([logits.topk(keep).indices.flatten(), always]))
+            if len(ids) < logits.shape[-1]:  # an empty bucket would have a log mass of −∞ and a KL of 0 · ∞
+                self.ids, self.head, self.bucket = ids, model.head(ids), _outside(logits, ids)
 
     def renew(self, at: Int[Tensor, " q"], logits: Float[Tensor, "q v"]) -> None:
         """Positions `at` have these logits now: take in what has become likely, and measure the bucket again."""
@@ -232,7 +229,7 @@ class _Words:
 
     def log_probs(self, hidden: Float[Tensor, "q d"], at: Tensor) -> Float[Tensor, "q k"]:
         """Log probabilities of the words at positions `at`; those of the bucket stand last."""
-        logits = self.head(hidden)
+        logits = self.head(hidden).float()
         if self.ids is not None:
             logits = torch.cat([logits, self.bucket[at]], dim=1)
         return logits.log_softmax(1)
@@ -255,7 +252,8 @@ class _Likelihood:
             places += [(row, first + j, token, len(request.target)) for j, token in enumerate(request.target)]
         self.row, self.column, self.token, length = torch.tensor(places, device=run.clean.device).T.contiguous()
         self.weight, self.rows = 1 / length, run.batch.rows
-        logits = run.clean.new_zeros(0, 0) if keep is None else run.model.logits(run.clean[self.row, self.column])
+        scored = run.clean[self.row, self.column]
+        logits = run.clean.new_zeros(0, 0) if keep is None else run.model.logits(scored).float()
         self.words = _Words(run.model, logits, keep, self.token)
 
     def scored(self, hidden: Float[Tensor, "b c d"], rows: Tensor) -> tuple[Tensor, Tensor, Float[Tensor, "q d"]]:
@@ -286,7 +284,7 @@ class _Drift:
         rows = [Row(ids=r.kl.ids[: r.kl.lookup + 1], lookup=r.kl.lookup) for r in requests]
         self.run = SuffixForward(model, align(rows, model.pad_id, model.device), layer=layer, site=site)
         self.clean = self.run.clean[:, 0]
-        logits = model.logits(self.clean)
+        logits = model.logits(self.clean).float()
         self.words = _Words(model, logits, keep, torch.zeros(0, dtype=torch.long, device=model.device))
         self.exact = logits.log_softmax(1)  # of the clean model over all words, n x vocabulary
 
@@ -354,9 +352,10 @@ class _Batch:
         self.number = torch.tensor([j for count in counts for j in range(count)], device=device)
         self.contexts = torch.tensor(counts, device=device)
         bare = self.contexts.cumsum(0) - self.contexts
-        self.start = self.run.outputs[layers[0]][bare]
+        outputs = [self.run.outputs[i][bare].float() for i in layers]
+        self.start = outputs[0]
         # n, layers, 1: ‖o‖ at the bare prompt, and what one unit of δ's coordinates is.
-        self.norm = torch.stack([self.run.outputs[i][bare].norm(dim=1, keepdim=True) for i in layers], dim=1)
+        self.norm = torch.stack([output.norm(dim=1, keepdim=True) for output in outputs], dim=1)
         self.unit = self.norm / math.sqrt(model.d_model) if settings.relative else torch.ones_like(self.norm)
 
     def per_fact(self, row_nll: Tensor, rows: Tensor) -> Float[Tensor, " n"]:
@@ -408,7 +407,7 @@ class _Batch:
         rows = found.rows[mine]
         at, row, scored = score.scored(found.hidden[mine], rows)
         asked = [scored] if drift is None else [scored, found.kl_hidden[chosen]]
-        logits = self.model.logits(torch.cat(asked))
+        logits = self.model.logits(torch.cat(asked)).float()
         said = logits[: len(at)]
         nll = score.mean(said.log_softmax(1), score.token[at], at, row, len(rows))
         if score.words.ids is not None:

@@ -6,15 +6,18 @@ xtreme_f1 = mean over tasks of F1, over those tasks only that a language has.
 
 from __future__ import annotations
 
+import hashlib
+import json
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from functools import cached_property, partial
 
 import numpy as np
 import pandas as pd
 from pydantic import BaseModel, ConfigDict, Field
 
+from langedit_core.datafiles import NotAvailable
 from langedit_core.errors import unknown
 from langedit_core.languages import CORE
 from langedit_core.models import EditableModel
@@ -22,7 +25,7 @@ from langedit_core.shared_prefix import CELLS, generate, score_options
 from langedit_core.stats import RESAMPLES, Estimate
 from langedit_core.tokens import continuation, encode
 from langedit_core.xtreme_answers import mlqa_measures, wikiann_measures
-from langedit_core.xtreme_data import SOURCES, TASKS, Example, NotAvailable, TaskData, load_task
+from langedit_core.xtreme_data import SOURCES, TASKS, Example, TaskData, load_task
 from langedit_core.xtreme_metrics import TASK_METRICS, XTREME_METRICS, corpus_value, draws, estimate
 from langedit_core.xtreme_prompts import SHOTS, WORDINGS, PromptSettings, build_prompts
 
@@ -175,16 +178,7 @@ def evaluate(
         if task not in TASKS:
             raise unknown("XTREME task", task, TASKS)
 
-    data: dict[tuple[str, str], TaskData] = {}
-    missing: dict[tuple[str, str], NotAvailable] = {}
-    for task in tasks:
-        for lang in langs:
-            try:
-                data[task, lang] = load_task(task, lang, limit, source=settings.source)
-            except NotAvailable as error:
-                missing[task, lang] = error
-    if not data:
-        raise next(iter(missing.values()), ValueError("no task or no language was asked for"))
+    data, missing = _load(tasks, langs, limit, settings.source)
     if len({found.classes for (task, _), found in data.items() if task == "xnli"}) > 1:
         raise ValueError("XNLI has two classes in some of these languages and three in others; evaluate them apart")
 
@@ -207,6 +201,36 @@ def evaluate(
         missing={key: error.reason for key, error in missing.items()},
         dropped={key: found.dropped for key, found in data.items() if found.dropped},
     )  # fmt: skip
+
+
+def fingerprint(langs: Sequence[str], limit: int | None) -> str:
+    """SHA-256 of what `evaluate` would ask with its defaults: records, pools, and how prompts are made of them.
+
+    Raises:
+        FileNotFoundError: As `evaluate`.
+    """
+    settings = XtremeSettings()
+    data, _ = _load(TASKS, langs, limit, settings.source)
+    parts = [[task, lang, asdict(found) | {"source": ""}] for (task, lang), found in data.items()]
+    text = json.dumps([settings.model_dump(mode="json"), SHOTS, parts], ensure_ascii=False, sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _load(
+    tasks: Sequence[str], langs: Sequence[str], limit: int | None, source: str
+) -> tuple[dict[tuple[str, str], TaskData], dict[tuple[str, str], NotAvailable]]:
+    """Data per task and language, and why there is none; an error if there is none at all."""
+    data: dict[tuple[str, str], TaskData] = {}
+    missing: dict[tuple[str, str], NotAvailable] = {}
+    for task in tasks:
+        for lang in langs:
+            try:
+                data[task, lang] = load_task(task, lang, limit, source=source)
+            except NotAvailable as error:
+                missing[task, lang] = error
+    if not data:
+        raise next(iter(missing.values()), ValueError("no task or no language was asked for"))
+    return data, missing
 
 
 def _ask(

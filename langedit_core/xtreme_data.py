@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from itertools import islice
 
-from langedit_core.datafiles import data_folder, json_lines
+from langedit_core.datafiles import NotAvailable, data_folder, json_lines
 from langedit_core.errors import RefusedInput, unknown
 from langedit_core.languages import LANGUAGES, language
 from langedit_core.records import printable
@@ -35,14 +35,6 @@ EXAMPLES = {
     "mlqa": '{"context": ..., "question": ..., "answer": words of the context}',
     "wikiann": '{"text": tokens joined by spaces, "label": "PER: name@name\\nORG: name"}',
 }
-
-
-class NotAvailable(FileNotFoundError):
-    """This task has no data in this language; `reason` says why, the message also what to put where."""
-
-    def __init__(self, reason: str, advice: str) -> None:
-        super().__init__(f"{reason}; {advice}")
-        self.reason = reason
 
 
 @dataclass(frozen=True, kw_only=True)

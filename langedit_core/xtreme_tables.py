@@ -28,6 +28,9 @@ def over_seeds(parts: Sequence[pd.DataFrame]) -> pd.DataFrame:
     Returns:
         Columns task, metric, lang, method, when, value, n, low, high, seconds (median), seeds; the mean over tasks is
         last. Empty if there are no parts.
+
+    Raises:
+        ValueError: A task was measured by one metric in some cells and by another in others.
     """
     columns = [*KEYS, "value", "n", "low", "high", "seconds", "seeds"]
     if not parts:
@@ -35,8 +38,14 @@ def over_seeds(parts: Sequence[pd.DataFrame]) -> pd.DataFrame:
     rows = pd.concat(parts, ignore_index=True)
     mains = {}
     for task, names in TASK_METRICS.items():
-        if asked := set(rows.loc[rows["task"] == task, "metric"]):
-            mains[task] = next(name for name in names if name in asked)
+        measured = [set(part.loc[part["task"] == task, "metric"]) for part in parts]
+        if found := {next(name for name in names if name in asked) for asked in measured if asked}:
+            mains[task], *others = sorted(found)
+            if others:
+                raise ValueError(
+                    f"XTREME's {task} was measured by {', '.join(sorted(found))}: these cells had different data sets; "
+                    "delete the ones that do not belong here and compute them with the others' data"
+                )
     mains[MEAN] = "xtreme_f1"
     grouped = rows[rows["metric"] == rows["task"].map(mains)].groupby(KEYS, sort=False)
     table = grouped[["value", "n", "low", "high"]].mean()

@@ -18,13 +18,14 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from langedit_core.datafiles import NotAvailable
 from langedit_core.languages import CORE
 from langedit_core.models import EditableModel, load_model
 from langedit_core.shared_prefix import score_options
 from langedit_core.tables import markdown_table, save_table
 from langedit_core.tokens import continuation, encode
 from langedit_core.xtreme import TASKS, XtremeSettings, evaluate
-from langedit_core.xtreme_data import NotAvailable, TaskData, load_task
+from langedit_core.xtreme_data import TaskData, load_task
 from langedit_core.xtreme_metrics import corpus_value
 from langedit_core.xtreme_prompts import SHOTS, Prompts, build_prompts
 

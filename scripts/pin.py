@@ -1,4 +1,4 @@
-"""Rewrites the extra `pinned` of pyproject.toml, so that exact versions are never typed by hand.
+"""Rewrites the extra `pinned` of pyproject.toml, and environment.yml, so that exact versions are never typed by hand.
 
 Pins = closure of (dependencies ∪ models ∪ test) over what is installed in the Python that runs this script.
 
@@ -15,6 +15,7 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 PYPROJECT = Path(__file__).resolve().parents[1] / "pyproject.toml"
+ENVIRONMENT = PYPROJECT.with_name("environment.yml")
 BLOCK = re.compile(r"^pinned = \[\n.*?^\]\n", re.MULTILINE | re.DOTALL)
 
 
@@ -40,6 +41,12 @@ def closure(requirements: list[str]) -> dict[str, str]:
     return found
 
 
+def environment(text: str, python: str, torch: str) -> str:
+    """environment.yml with these versions, which conda and pip would otherwise choose by themselves."""
+    text = re.sub(r"^(  - python=)\S+", rf"\g<1>{python}", text, flags=re.MULTILINE)
+    return re.sub(r"^(      - torch==)\S+", rf"\g<1>{torch}", text, flags=re.MULTILINE)
+
+
 def main() -> None:
     text = PYPROJECT.read_text()
     project = tomllib.loads(text)["project"]
@@ -47,7 +54,9 @@ def main() -> None:
     versions = closure([*project["dependencies"], *extras["models"], *extras["test"]])
     lines = "".join(f'  "{name}=={version}",\n' for name, version in sorted(versions.items()))
     PYPROJECT.write_text(BLOCK.sub(f"pinned = [\n{lines}]\n", text))
-    print(f"{len(versions)} versions of Python {sys.version_info.major}.{sys.version_info.minor} written")
+    python = f"{sys.version_info.major}.{sys.version_info.minor}"
+    ENVIRONMENT.write_text(environment(ENVIRONMENT.read_text(), python, versions["torch"]))
+    print(f"{len(versions)} versions of Python {python} written")
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import re
 import sys
 from pathlib import Path
 
@@ -42,6 +43,12 @@ def at(data: str, method: str, metric: str, when: str) -> pd.Series:
 
 def ci(found: pd.Series, value: str = "value", low: str = "low", high: str = "high") -> str:
     return minus(f"{found[value]:.2f} [{found[low]:.2f}, {found[high]:.2f}]")
+
+
+def points(text: str) -> str:
+    """A difference of shares as tables tell it, in points: "-0.16 [-0.20, -0.12]" → "−16 [−20, −12]"."""
+    whole = re.sub(r"[+-]?\d+\.\d+", lambda found: f"{100 * float(found[0]):+.0f}", text)
+    return minus(re.sub(r"[+-]0\b", "0", whole))
 
 
 def minus(text: str) -> str:

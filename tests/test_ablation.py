@@ -46,7 +46,11 @@ def result(method="langedit", soon=0.9, final=0.6, rank=80, kl=0.3, seed=0, mode
     ]  # fmt: skip
     made = CellResult.__new__(CellResult)  # nothing is read from disk
     vars(made).update(
-        cell=cell, rows=pd.DataFrame(rows), retention=pd.DataFrame(retention), batches=pd.DataFrame(batches)
+        cell=cell,
+        rows=pd.DataFrame(rows),
+        retention=pd.DataFrame(retention),
+        batches=pd.DataFrame(batches),
+        provenance={},
     )
     return made
 
@@ -63,6 +67,7 @@ def whole_study():
         result("alphaedit", final=0.75),
         result("alphaedit", final=0.4, remember=False),
         result("langedit-released", final=0.7, rank=70),
+        result("langedit-literal", final=0.6, rank=74),
         result(final=0.9, rank=50, kl=0.1, threshold=fraction(0.5)),
         result(final=0.5, rank=95, threshold=fraction(0.95)),
         result(final=0.1, rank=90, kl=0.9, threshold=dict(kind="absolute", value=0.02)),
@@ -162,6 +167,7 @@ def test_thresholds_are_ordered_by_what_they_leave_free(variants):
     assert list(ablation.thresholds(variants, "atlas").values()) == ["50 % free", "80 % free", "< 0.02", "95 % free"]
     assert ablation.others(variants, "atlas") == [
         "langedit", "langedit-full", "evoedit", "alphaedit", "alphaedit, no past keys", "langedit-released",
+        "langedit-literal",
     ]  # fmt: skip
 
 
@@ -169,7 +175,7 @@ def test_thresholds_are_ordered_by_what_they_leave_free(variants):
 
 
 def test_differences_are_paired_and_corrected_over_everything(found):
-    assert len(found) == (2 + 3 + 4 + 2) * len(ablation.MEASURES)
+    assert len(found) == (2 + 3 + 4 + 4) * len(ablation.MEASURES)
     assert found["p_holm"].tolist() == pytest.approx(holm(found["p"]).tolist())
     row = found.query("a == 'langedit-full' and b == 'langedit' and when == 'final' and metric == 'efficacy_tf'").iloc[
         0
@@ -239,7 +245,7 @@ def test_the_table_of_spaces_says_first_and_last_batch(variants):
 
 def test_batches_carry_leaks_where_they_are_known(variants):
     frame = ablation.by_batch(variants, "atlas", LEAKED)
-    assert not frame.duplicated(["method", "step"]).any() and len(frame) == 9 * 3
+    assert not frame.duplicated(["method", "step"]).any() and len(frame) == 10 * 3
     base = frame[frame["method"] == "langedit"].set_index("step")
     assert base["edits"].tolist() == [20, 40, 60] and base["all"].tolist()[0] == 0.9
     assert np.isnan(base.loc[0, "moved"]) and base.loc[1, "moved"] == 0.25

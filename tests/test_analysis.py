@@ -48,6 +48,7 @@ def fake_result(method: str):
     vars(result).update(
         cell=cell, rows=pd.DataFrame(rows), retention=pd.DataFrame(retention), batches=pd.DataFrame(batches),
         seconds=pd.DataFrame(seconds), dropped={"a (zh)": "merges"}, xtreme=pd.DataFrame(),
+        provenance={},
     )  # fmt: skip
     return result
 
@@ -197,6 +198,7 @@ def test_a_partial_study_compares_what_was_run_on_the_same_facts(partial):
     design = partial.design().set_index("data")
     assert design["runs"].to_dict() == {"mzsre": 6, "atlas": 2}
     assert design["not finished"].to_dict() == {"mzsre": 1, "atlas": 0}
+    assert partial.unfinished().startswith("Not finished, and not in what follows: mzsre 1 run (")
     assert design["seeds"].to_dict() == {"mzsre": "1 (memit 2, langedit 2)", "atlas": "1"}
     assert set(partial.winners()) == {"metric", "mzsre", "atlas"}
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import conftest
 import pytest
 import reference
@@ -12,7 +14,7 @@ from conftest import build_model
 from pydantic import ValidationError
 from test_editors import every_method, simple_editor
 
-from langedit_core import editors, study
+from langedit_core import editors, quickstart, study
 from langedit_core.analysis import Study
 from langedit_core.editors import METHODS, EditSettings, Update, settings_for
 from langedit_core.finetune import FineTuneSettings
@@ -105,7 +107,7 @@ def test_the_progress_of_rome_counts_facts(tiny):
 def test_rome_meets_its_constraint_exactly_and_spreads_by_the_covariance(tiny, meets, weight):
     editor = simple_editor(tiny, "rome", meets=meets, average="mean", covariance_weight=weight)
     request = toy.value_request(tiny, toy.fact(0))
-    rows = KeyReader(tiny, [request.contexts], (1,)).read(1)[0].double()
+    rows = KeyReader(tiny, [request.contexts], (1,)).read(1).double()
     update = editor.edit([toy.fact(0)])[1][1]
     mean = rows.mean(0)
     torch.testing.assert_close(update.keys[:, 0].double(), mean, rtol=1e-5, atol=1e-6)
@@ -188,6 +190,33 @@ def test_prune_ends_with_the_first_weight_and_the_damped_total_and_the_released_
             torch.testing.assert_close(ended, right if method == "prune" else twice, rtol=1e-5, atol=1e-6)
             other = twice if method == "prune" else right
             assert (ended - other).norm() > 0.5 * total.norm()
+
+
+@pytest.mark.parametrize(("method", "base"), [("prune", 2.0), ("prune-released", 1.2)])
+def test_prune_damps_to_the_base_of_its_settings(method, base):
+    editor = simple_editor(build_model("llama"), method, damping_base=base)
+    start = loud(editor)
+    run(editor)
+    undamped = {layer: editor.model.weight(layer).double().clone() for layer in start}
+    editor.finish()
+    for layer, first in start.items():
+        left, values, right = torch.linalg.svd(undamped[layer] - first, full_matrices=False)
+        largest = float(torch.linalg.svdvals(first)[0])
+        damped = [s if s <= largest else math.log(s, base) - math.log(largest, base) + largest for s in values.tolist()]
+        onto = first if method == "prune" else undamped[layer]
+        expected = onto + left @ torch.diag(torch.tensor(damped, dtype=torch.float64)) @ right
+        torch.testing.assert_close(editor.model.weight(layer).double(), expected, rtol=1e-5, atol=1e-6)
+
+
+def test_the_base_is_part_of_the_settings_only_where_it_is_another():
+    plain = settings_for("prune", layers=(1,))
+    assert "damping_base" not in plain.model_dump(mode="json") and plain.damping_base == math.e
+    other = settings_for("prune", layers=(1,), damping_base=2)
+    assert other.model_dump(mode="json")["damping_base"] == 2
+    cells = [Cell(model="m", data="toy", method="prune", settings=s) for s in (plain, other)]
+    assert "damping_base" not in cells[0].model_dump_json() and cells[0].hash != cells[1].hash
+    for settings in (plain, other):
+        assert EditSettings.model_validate_json(settings.model_dump_json()) == settings
 
 
 def test_until_its_end_a_sequence_of_prune_is_one_of_memit():
@@ -315,6 +344,8 @@ def test_what_is_not_finite_in_training_leaves_the_model_as_it_was(tiny):
         ("rect", dict(keep_share=0.0), "keep_share"),
         ("rect", dict(keep_share=1.5), "keep_share"),
         ("ft", dict(damping="initial"), "finetune"),
+        ("prune", dict(damping_base=1.0), "damping_base"),
+        ("memit", dict(damping_base=2.0), "damping_base=2.0 says how PRUNE damps"),
         ("ft", dict(finetune=dict(scored="first")), "scored"),
         ("langedit-sphere", dict(sphere=1.5), "sphere"),
     ],
@@ -350,6 +381,18 @@ def test_the_names_differ_in_what_their_papers_say_they_differ_in():
 def world(monkeypatch, tmp_path):
     monkeypatch.setitem(study.LOADERS, toy_study.DATA, toy_study.load)
     monkeypatch.setenv("HF_HOME", str(tmp_path / "cache"))
+
+
+def test_a_prepared_editor_gathers_a_covariance_only_where_one_is_read(tiny, world, monkeypatch):
+    def refused(*_args, **_kwargs):
+        raise AssertionError("C₀ was gathered")
+
+    monkeypatch.setattr(quickstart, "cached_covariance", refused)
+    options = dict(langs=("en",), corpus=conftest.SENTENCES, prefixes=1, layers=(1,))
+    prepare_editor(tiny, "ft", **options)
+    prepare_editor(tiny, "rome", covariance_weight=0.0, **options)
+    with pytest.raises(AssertionError, match="C₀ was gathered"):
+        prepare_editor(tiny, "rome", covariance_weight=1.0, **options)
 
 
 @pytest.mark.parametrize("family", ["llama", "gemma3_text", "gpt2"])
@@ -411,7 +454,7 @@ def test_a_run_interrupted_and_resumed_skips_no_edit_and_ends_with_the_same_byte
 @pytest.mark.parametrize("method", ["prune", "prune-released"])
 def test_the_final_measurement_of_a_cell_is_that_of_the_damped_model(method, world, tmp_path, monkeypatch):
     damped = run_cells([toy_study.cell(method)], toy_study.model(), tmp_path / "damped", quiet=True)[0]
-    monkeypatch.setattr(editors, "damp", lambda total, largest: 0.0 * total)
+    monkeypatch.setattr(editors, "damp", lambda total, *_: 0.0 * total)
     other = run_cells([toy_study.cell(method)], toy_study.model(), tmp_path / "other", quiet=True)[0]
     final = [r.rows[r.rows["when"] == "final"]["value"].to_numpy() for r in (damped, other)]
     at_once = [r.rows[r.rows["when"] == "immediate"]["value"].to_numpy() for r in (damped, other)]

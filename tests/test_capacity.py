@@ -7,10 +7,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from langedit_core import capacity
+from langedit_core import capacity, projectors
 from langedit_core.covariance import KeyCovariance
 from langedit_core.editors import LayerState, Update, settings_for
-from langedit_core.nullspace import NullSpace, Threshold, exact_null_space
+from langedit_core.nullspace import NullSpace, Threshold, decompose, exact_null_space
+from langedit_core.projectors import projector_of
 
 
 def gaussian(d, n, seed=0, values=None):
@@ -82,6 +83,32 @@ def test_the_covariance_curve_is_the_space_of_the_editor(fraction, tiny):
         update = Update(left=torch.zeros(tiny.d_model, 10), right=torch.zeros(d, 10), keys=coming)
         vars(state).update(state.remembered(update))
     assert corpus.count == 400  # as it was
+
+
+@pytest.mark.parametrize("fraction", [0.2, 0.5, 0.8])
+def test_the_covariance_curve_of_few_tokens_is_that_of_the_projector_and_never_frees_a_direction(fraction):
+    """Twenty tokens in 64 dimensions: the cut falls among directions that no token ever had."""
+    d, threshold = 64, Threshold(kind="fraction", value=fraction)
+    corpus, keys = covariance_of(gaussian(d, 20)), 3 * gaussian(d, 30, seed=1)
+    curve = capacity.covariance_curve(corpus, keys, [threshold], batch=5, checkpoints=6)[threshold]
+    projector, ranks = projector_of("exact", corpus, threshold), []
+    for start in range(0, 30, 5):
+        coming = keys[:, start : start + 5]
+        row = curve[curve["protected"] == start].iloc[0]
+        ranks.append(projector.space.rank)
+        assert row["rank"] == projector.space.rank
+        assert row["survival"] == pytest.approx(float(projector.space.survival(coming).mean()), abs=1e-8)
+        projector = projector.taking(coming)
+    assert ranks == sorted(ranks, reverse=True) and ranks[0] == max(44, round(fraction * d))
+
+
+def test_several_thresholds_share_the_decompositions(monkeypatch):
+    calls = []
+    monkeypatch.setattr(capacity, "decompose", lambda matrix: calls.append(1) or decompose(matrix))
+    monkeypatch.setattr(projectors, "decompose", None)
+    thresholds = [Threshold(kind="fraction", value=f) for f in (0.3, 0.5, 0.8)]
+    found = capacity.covariance_curve(covariance_of(gaussian(16, 90)), gaussian(16, 20), thresholds, 5, checkpoints=4)
+    assert list(found) == thresholds and len(calls) == 4
 
 
 def test_a_covariance_leaves_past_keys_exposed_where_exact_keys_do_not():

@@ -1,8 +1,11 @@
 """Layers that tracing chose: kept for a model, found by the settings of every method, never instead of tuned ones."""
 
+from pathlib import Path
+
+import nbformat
 import pytest
 
-from langedit_core.chosen_layers import keep_layers, kept_layers
+from langedit_core.chosen_layers import ENOUGH, keep_if_enough, keep_layers, kept_layers
 from langedit_core.profiles import hyperparameters, is_tuned
 from langedit_core.storage import CorruptFile
 
@@ -44,3 +47,18 @@ def test_what_is_no_set_of_layers_is_refused(layers):
     with pytest.raises(ValueError, match="ascending"):
         keep_layers("m", layers, "a test")
     assert kept_layers("m") is None
+
+
+def test_layers_of_few_facts_are_not_kept_and_the_reader_is_told():
+    assert keep_if_enough("org/x", (2, 3), ENOUGH, "atlas") == [] and kept_layers("org/x") == (2, 3)
+    (told,) = keep_if_enough("org/x", (0, 1), ENOUGH - 1, "atlas")
+    assert kept_layers("org/x") == (2, 3), "what many facts recommended is not replaced by chance"
+    assert "not kept for later runs of org/x" in told
+    assert f"at least {ENOUGH} traced facts, here n = {ENOUGH - 1} of atlas" in told
+    assert "--keep-layers" in told
+
+
+def test_notebook_01_keeps_layers_of_enough_facts_only():
+    path = Path(__file__).parents[1] / "notebooks" / "01_causal_tracing.ipynb"
+    code = "\n".join(cell.source for cell in nbformat.read(path, as_version=4).cells if cell.cell_type == "code")
+    assert "keep_layers" not in code and "keep_if_enough(MODEL, advice.layers, advice.n, name)" in code

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from langedit_core import covariance as module
 from langedit_core.covariance import KeyCovariance, cached_covariance, collect_covariance, corpus_hash
+from langedit_core.models import EditableModel
 from langedit_core.storage import CorruptFile, load_tensors, save_tensors
 from langedit_core.tokens import encode
 
@@ -86,6 +87,29 @@ def test_single_precision_keys_are_summed_in_double():
     everything = torch.cat([randn(3, 4, seed=seed) for seed in range(50)], dim=1)
     assert covariance.gram.dtype == torch.float64
     close(covariance.gram, everything @ everything.T)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision_keys_are_multiplied_in_single(dtype):
+    # Σkk over 2,048 keys of 20 is 819,200, beyond float16; bfloat16 keeps three digits of it and no small eigenvalue.
+    keys = (20 + 0.1 * randn(16, 2048)).to(dtype)
+    covariance = KeyCovariance.empty(16)
+    covariance.update(keys)
+    expected = keys.double() @ keys.double().T
+    assert (covariance.gram - expected).norm() < 1e-6 * expected.norm()
+    ours, theirs = torch.linalg.eigvalsh(covariance.gram), torch.linalg.eigvalsh(expected)
+    torch.testing.assert_close(ours[1:], theirs[1:], rtol=0.1, atol=0)
+    assert covariance.count == 2048
+
+
+def test_keys_whose_products_overflow_are_refused_and_nothing_is_added():
+    covariance = KeyCovariance.empty(3)
+    covariance.update(randn(3, 2))
+    before = covariance.gram.clone()
+    with pytest.raises(FloatingPointError, match="overflow torch.float32; the covariance is left as it was"):
+        covariance.update(torch.full((3, 1), 1e20))
+    assert torch.equal(covariance.gram, before) and covariance.count == 2
+    covariance.update(torch.full((3, 1), 1e20, dtype=torch.float64))
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
@@ -223,6 +247,95 @@ def test_a_damaged_file_is_noticed_and_computed_again(tiny, tmp_path, computed, 
     assert again.count == good.count
     assert path.read_bytes() == whole
     assert "layer 1 is computed again" in caplog.text
+
+
+def edit(model, layer=1) -> None:
+    model.add_(layer, 0.1 * torch.randn(model.d_model, model.d_ff, generator=torch.Generator().manual_seed(0)))
+
+
+def test_a_covariance_of_an_edited_model_is_never_kept_as_that_of_the_unedited_one(any_model, tmp_path):
+    unedited = cached_covariance(any_model, (0, 1), TEXTS, folder=tmp_path)
+    with any_model.restored():
+        edit(any_model)
+        again = cached_covariance(any_model, (0, 1), TEXTS, folder=tmp_path)  # what is there is C₀ still
+        assert all(torch.equal(again[layer].gram, unedited[layer].gram) for layer in (0, 1))
+        with pytest.raises(
+            ValueError, match=r"covariance of layers \[2\] cannot be kept.*edited.*Editor.reset.*before"
+        ):
+            cached_covariance(any_model, (0, 2), TEXTS, folder=tmp_path)
+    assert len(list(tmp_path.iterdir())) == 2
+    fresh = collect_covariance(conftest.build_model(any_model.hf.config.model_type), (2,), TEXTS)[2]
+    restored = cached_covariance(any_model, (2,), TEXTS, folder=tmp_path)[2]
+    assert torch.equal(restored.gram, fresh.gram)
+
+
+def test_a_model_that_was_edited_before_it_was_asked_who_it_is_keeps_its_covariance_under_its_own_name(tiny, tmp_path):
+    other = conftest.build_model("llama")
+    edit(other)
+    assert other.fingerprint != tiny.fingerprint
+    kept = cached_covariance(other, (2,), TEXTS, folder=tmp_path)[2]
+    assert not torch.equal(kept.gram, cached_covariance(tiny, (2,), TEXTS, folder=tmp_path)[2].gram)
+    assert len(list(tmp_path.iterdir())) == 2
+
+
+def test_weights_are_hashed_again_only_after_something_was_written(tiny, monkeypatch):
+    calls, hashed = [], EditableModel._weights_hash
+
+    def counted(model):
+        calls.append(1)
+        return hashed(model)
+
+    monkeypatch.setattr(EditableModel, "_weights_hash", counted)
+    tiny.check_unedited("nothing")
+    tiny.check_unedited("nothing")
+    assert len(calls) == 1  # the fingerprint itself
+    with tiny.restored():
+        edit(tiny)
+        for _ in range(2):
+            with pytest.raises(ValueError, match="tiny-llama is edited"):
+                tiny.check_unedited("something")
+    assert len(calls) == 3
+    tiny.check_unedited("nothing")
+    tiny.check_unedited("nothing")
+    assert len(calls) == 4  # restored: looked at once, then known
+
+
+def test_weights_that_are_other_tensors_are_looked_at_too(tiny):
+    tiny.check_unedited("nothing")
+    port = tiny.write_port(1)
+    port.weight = torch.nn.Parameter(port.weight + 1, requires_grad=False)
+    with pytest.raises(ValueError, match="tiny-llama is edited"):
+        tiny.check_unedited("something")
+
+
+def test_weights_whose_writes_are_not_counted_are_hashed_every_time():
+    with torch.inference_mode():
+        model = conftest.build_model("llama")
+        model.check_unedited("nothing")
+        edit(model)
+        with pytest.raises(ValueError, match="tiny-llama is edited"):
+            model.check_unedited("something")
+
+
+def test_a_file_of_a_half_precision_model_from_before_products_were_made_in_single_is_made_again(
+    tmp_path, computed, caplog
+):
+    model = conftest.build_model("llama")
+    model.hf.to(torch.bfloat16)
+    good = cached_covariance(model, (1,), TEXTS, folder=tmp_path)[1]
+    (path,) = tmp_path.iterdir()
+    save_tensors(path, {"gram": 2 * good.gram}, {"count": str(good.count)})
+    again = cached_covariance(model, (1,), TEXTS, folder=tmp_path)[1]
+    assert computed == [(1,), (1,)] and torch.equal(again.gram, good.gram)
+    assert "products were rounded to half precision" in caplog.text
+
+
+def test_a_file_of_a_single_precision_model_from_before_is_good(tiny, tmp_path, computed):
+    good = cached_covariance(tiny, (1,), TEXTS, folder=tmp_path)[1]
+    (path,) = tmp_path.iterdir()
+    save_tensors(path, {"gram": good.gram}, {"count": str(good.count)})
+    assert torch.equal(cached_covariance(tiny, (1,), TEXTS, folder=tmp_path)[1].gram, good.gram)
+    assert computed == [(1,)]
 
 
 def test_the_cache_lies_under_hf_home(tiny, tmp_path, monkeypatch):

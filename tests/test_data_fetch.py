@@ -13,14 +13,27 @@ from hypothesis import strategies as st
 from toy_home import Home, answer, cut, endless, redirect
 from typer.testing import CliRunner
 
-from langedit_core import cli
+from langedit_core import cli, data_sources
 from langedit_core.data_check import LOCK, check_folder
-from langedit_core.data_sources import PAIRS, REVISIONS, join_pairs, pair_name, read_page, read_pairs, targets
+from langedit_core.data_fetch import OTHER_FACTS, OTHER_ROWS, Fetching
+from langedit_core.data_sources import (
+    MZSRE_FACTS,
+    PAIRS,
+    REPORTED,
+    REVISIONS,
+    digest_of,
+    join_pairs,
+    pair_name,
+    read_page,
+    read_pairs,
+    targets,
+    unlike_reports,
+)
 from langedit_core.errors import RefusedInput
 from langedit_core.languages import CORE, LANGUAGES
 from langedit_core.mzsre import load_bzsre, load_mzsre
 from langedit_core.storage import CorruptFile
-from langedit_core.xtreme_data import HUB, TASKS, load_task
+from langedit_core.xtreme_data import HUB, TASKS, XNLI_THREE, XNLI_TWO, load_task
 
 
 @pytest.fixture
@@ -174,6 +187,117 @@ def test_another_revision_than_the_known_one_is_told(home, folder):
     assert "is at 111111111111 now" in fetch(home, "xnli", "--langs", "en").output
     home.revision = REVISIONS["facebook/xnli"]
     assert "is the one known here" not in fetch(home, "xnli", "--langs", "de").output
+
+
+# --- as much as is asked for, and the same as in the committed reports ------------------------------------------------
+
+
+def fetched(home, folder, name, **asked) -> list[str]:
+    """What is said while one file is fetched."""
+    lines: list[str] = []
+    (target,), _ = targets([name], ("en",))
+    assert Fetching(folder, base=home.url, say=lines.append, **asked).fetch(target)
+    return lines
+
+
+def test_a_file_with_fewer_rows_than_asked_for_is_fetched_again_and_one_with_more_is_not(home, folder):
+    path = folder / "xtreme/pawsx_en.jsonl"
+    for limit, made, told in (
+        (20, 30, "30 records"),
+        (100, 110, "with a limit of 20 and 100 is asked for"),
+        (50, 110, "already there and right (110 records"),
+        (500, 140, "with a limit of 100 and 500 is asked for"),
+        (400, 140, "already there and right (140 records"),
+    ):
+        home.asked.clear()
+        done = fetch(home, "pawsx", "--langs", "en", "--limit", limit)
+        assert done.exit_code == 0 and told in done.output, done.output
+        assert len(path.read_bytes().splitlines()) == made
+        assert bool(home.asked) == ("already there" not in told)
+
+
+def test_a_lock_that_does_not_tell_the_limit_is_judged_by_the_records(home, folder):
+    fetch(home, "pawsx", "--langs", "en", "--limit", 60)
+    for limit, again in ((60, 0), (61, 1)):
+        recorded = lock(folder)
+        recorded["files"]["xtreme/pawsx_en.jsonl"].pop("limit", None)  # as older versions wrote it
+        (folder / LOCK).write_text(json.dumps(recorded))
+        done = fetch(home, "pawsx", "--langs", "en", "--limit", limit)
+        assert done.exit_code == 0 and done.output.count("made again") == again
+    assert len((folder / "xtreme/pawsx_en.jsonl").read_bytes().splitlines()) == 71
+
+
+def test_what_cannot_be_fetched_again_stays_as_it_is(home, folder):
+    fetch(home, "pawsx", "--langs", "en", "--limit", 20)
+    before = contents(folder)
+    home.faults["/rows"] = [answer(404)]
+    done = fetch(home, "pawsx", "--langs", "en", "--limit", 100)
+    assert done.exit_code == 1 and "not fetched: " in done.output and contents(folder) == before
+
+
+def test_mzsre_has_the_facts_of_the_committed_reports_and_says_whether_they_are_the_same(home, folder, monkeypatch):
+    home.facts = MZSRE_FACTS + 3
+    done = fetch(home, "bzsre")
+    assert "600 records in en zh; not word for word the facts of the committed reports in en, zh" in done.output
+    records = [json.loads(line) for line in (folder / "mzsre.jsonl").read_text().splitlines()]
+    assert [record["id"] for record in records] == list(range(MZSRE_FACTS))
+    monkeypatch.setattr(data_sources, "REPORTED", {lang: digest_of(records, lang) for lang in ("en", "zh")})
+    (folder / "mzsre.jsonl").unlink()
+    assert "600 records in en zh, word for word the facts of the committed reports\n" in fetch(home, "bzsre").output
+
+
+def test_more_facts_are_made_on_request_and_told_to_be_others_than_the_reports(home, folder):
+    home.facts = MZSRE_FACTS + 3
+    path = folder / "mzsre.jsonl"
+    for asked, lines, told in (
+        (dict(facts=None), 603, f"603 records in en zh; {OTHER_FACTS}"),
+        (dict(facts=None), 603, f"; {OTHER_FACTS}"),
+        (dict(), 600, "with 603 facts and 600 are asked for"),
+        (dict(facts=601), 601, "with 600 facts and 601 are asked for"),
+        (dict(facts=None), 603, "with 601 facts and all are asked for"),
+    ):
+        assert told in "\n".join(fetched(home, folder, "bzsre", **asked))
+        assert len(path.read_bytes().splitlines()) == lines
+    assert len(home.asked) == 1, "what was downloaded is kept"
+    recorded = lock(folder)
+    del recorded["files"]["mzsre.jsonl"]["facts"]  # older versions wrote all facts
+    (folder / LOCK).write_text(json.dumps(recorded))
+    assert "with 603 facts and 600 are asked for" in fetch(home, "bzsre").output
+
+
+def test_xnli_has_the_two_classes_of_the_committed_reports_unless_three_are_asked_for(home, folder):
+    done = fetch(home, "xnli", "--langs", "en de", "--limit", 30)
+    assert done.output.count("neutral and contradiction written as not_entailment") == 2
+    labels = [example.answers[0] for example in load_task("xnli", "en").records]
+    assert labels == [XNLI_TWO[n % 3 > 0] for n in range(30)] and load_task("xnli", "en").classes == XNLI_TWO
+    told = fetched(home, folder, "xnli", xnli_classes=3, limit=30)
+    assert "with 2 classes and 3 are asked for" in told[0] and load_task("xnli", "en").classes == XNLI_THREE
+    recorded = lock(folder)
+    del recorded["files"]["xtreme/xnli_en.jsonl"]["classes"]  # older versions wrote three
+    (folder / LOCK).write_text(json.dumps(recorded))
+    assert "with 3 classes and 2 are asked for" in fetch(home, "xnli", "--langs", "en", "--limit", 30).output
+    assert load_task("xnli", "en").classes == XNLI_TWO
+
+
+def test_other_rows_than_those_of_the_reports_are_told_once(home, folder):
+    assert fetch(home, "xtreme", "--langs", "en de").output.count(OTHER_ROWS) == 1
+
+
+@pytest.mark.parametrize("asked", [dict(facts=0), dict(xnli_classes=4)])
+def test_no_facts_and_other_classes_are_refused(folder, asked):
+    with pytest.raises(ValueError, match="expected at least one fact, or None for all, and 2 or 3 classes"):
+        Fetching(folder, **asked)
+
+
+def test_the_reports_data_are_the_facts_that_are_recognised():
+    path = data_folder("LANGEDIT_DATA", "../shared/data") / "mzsre.jsonl"
+    if not path.is_file():
+        pytest.skip("no mzsre.jsonl")
+    records = [json.loads(line) for line in path.read_text("utf-8").splitlines()]
+    assert [record["id"] for record in records] == list(range(MZSRE_FACTS))
+    assert set(REPORTED) == set(LANGUAGES) and unlike_reports(records, tuple(LANGUAGES)) == []
+    records[7] = records[7] | {"nl": records[8]["nl"]}
+    assert unlike_reports(records, tuple(LANGUAGES)) == ["nl"]
 
 
 # --- checksums ------------------------------------------------------------------------------------------------------

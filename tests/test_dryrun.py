@@ -59,6 +59,21 @@ def test_a_dry_run_lists_cells_memory_and_time_of_every_model(untouched, tmp_pat
     assert "assumptions" in said and "60 TFLOP/s" in said
 
 
+def test_a_cell_of_two_groups_is_listed_and_counted_once(untouched, tmp_path):
+    path = own_profile(tmp_path)
+    grid = dict(data=["atlas"], methods=["evoedit", "memit"], batch=3, langs=["en", "zh"])
+    path.write_text(path.read_text().replace("grids: {", f"grids: {{more: {grid}, "))
+    said = dry_run("--profile", path, "--output-path", untouched, "--model", MODELS[0])
+    assert [said.count(f"{method} on atlas, {MODELS[0]}") for method in ("langedit", "evoedit", "memit")] == [1, 1, 1]
+    assert said.count("\nmissing") == 3 and "for 3 cells on one device\n" in said
+
+
+def test_a_dry_run_of_the_smallest_profile_counts_the_cells_that_a_run_would(untouched):
+    said = dry_run("--profile", "smoke", "--output-path", untouched)
+    cells = profiles.load_profile("smoke").all_cells()
+    assert said.count("\nmissing") == len(cells) and f"for {len(cells)} cells on one device\n" in said
+
+
 def test_a_dry_run_warns_of_a_corpus_too_small_for_the_width(untouched, tmp_path):
     for limit, singular in ((5, 3), (None, 0)):
         path = own_profile(tmp_path, langs=["en", "de", "nl", "es", "fr", "zh"], corpus_limit=limit or 10**6)

@@ -15,13 +15,14 @@ from pydantic import ValidationError
 
 from langedit_core import editors
 from langedit_core.covariance import KeyCovariance
-from langedit_core.editors import METHODS, BatchReport, Editor, settings_for
+from langedit_core.editors import METHODS, BatchReport, Editor, LayerState, settings_for
 from langedit_core.errors import RefusedInput
 from langedit_core.keys import KeyReader
 from langedit_core.metrics import score_probes
 from langedit_core.models import EditableModel
 from langedit_core.nullspace import Threshold
 from langedit_core.records import Probe
+from langedit_core.solve import RidgeMetric, solve_update
 from langedit_core.storage import load_tensors, save_tensors
 from langedit_core.values import ValueSettings
 
@@ -263,6 +264,43 @@ def test_earlier_facts_lose_nothing_when_later_ones_are_written_by_evoedit(tiny)
     torch.testing.assert_close(losses(tiny, batches()[0]), before, rtol=0, atol=2e-3)
 
 
+@pytest.mark.parametrize("method", ["alphaedit", "memit-seq", "langedit-released"])
+def test_past_keys_that_are_more_than_dimensions_protect_as_before_while_no_more_is_kept(tiny, method):
+    settings = settings_for(method, layers=(1,), ridge=0.1)
+    state = LayerState(tiny, 1, settings, toy.covariances(tiny, (1,))[1])
+    d, past, sizes = tiny.d_ff, [], []
+    generator = torch.Generator().manual_seed(0)
+    for _ in range(12):  # of ten keys each, in 48 dimensions
+        keys, residual = torch.randn(d, 10, generator=generator), torch.randn(tiny.d_model, 10, generator=generator)
+        names = [str(i) for i in range(10)]
+        update = state.solve(state.space(), keys, residual, None, names, BatchReport(step=0, facts=names))
+        metric = state.metric
+        if metric is None:
+            energy = float(state.space().project(keys.double()).square().sum(0).mean())
+            metric = RidgeMetric(state.space(), 0.1 * energy)
+        everything = torch.cat(past, dim=1) if past else None
+        torch.testing.assert_close(update.right, solve_update(keys, metric, everything).float(), rtol=1e-5, atol=1e-7)
+        past.append(keys)
+        vars(state).update(state.remembered(update))
+        held = [*state.past, *([] if state.past_gram is None else [state.past_gram])]
+        sizes.append(sum(t.numel() for t in held))
+    assert state.space().rank > 0 and update.right.any()
+    if method != "langedit-released":  # there the projector holds the keys themselves
+        assert sizes[3:] == [d * 40] + [d * d] * 8 and state.past == ()
+
+
+def test_a_stored_sequence_of_more_keys_than_dimensions_is_repeated_to_the_bit(tiny):
+    editor, again = (simple_editor(m, "alphaedit", layers=(1,)) for m in (tiny, build_model("llama")))
+    batch = [toy.facts("en", range(9)), toy.facts("de", range(9)), toy.facts("fr", range(9))]
+    stored = [editor.edit(facts)[1] for facts in (*batch, *batch)]
+    assert editor.layers[1].past_gram is not None
+    for updates in stored:
+        again.apply(updates)
+    last = toy.facts("zh", range(2))
+    assert toy.same(editor.edit(last)[1][1].tensors(), again.edit(last)[1][1].tensors())
+    assert toy.same(toy.weights(tiny), toy.weights(again.model))
+
+
 # --- stored updates ---------------------------------------------------------------------------------------------------
 
 
@@ -364,6 +402,118 @@ def test_a_failing_batch_leaves_model_and_editor_as_they_were(method, failure, m
     assert toy.same(toy.weights(model), toy.weights(undisturbed.model))
 
 
+def held(editor: Editor) -> dict[int, dict[str, object]]:
+    """What every layer's state holds, object by object."""
+    return {layer: dict(vars(state)) for layer, state in editor.layers.items()}
+
+
+def same_objects(one: dict[int, dict[str, object]], other: dict[int, dict[str, object]]) -> bool:
+    return all(state.keys() == other[layer].keys() for layer, state in one.items()) and all(
+        value is other[layer][name] for layer, state in one.items() for name, value in state.items()
+    )
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+@pytest.mark.parametrize("method", ["memit", "alphaedit", "langedit", "evoedit"])
+def test_keys_that_are_no_numbers_stop_the_batch_and_are_not_remembered(method, bad, monkeypatch):
+    model, read = build_model("llama"), Editor._keys
+    editor = simple_editor(model, method)
+    editor.edit(toy.facts("en", range(3)))
+    before, states, second = toy.weights(model), held(editor), toy.facts("de", range(3, 6))
+
+    def broken(self, reader, layer):
+        keys, at = read(self, reader, layer)
+        if layer == LAYERS[-1]:
+            keys[5, 1] = bad  # one number of one fact's key
+        return keys, at
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Editor, "_keys", broken)
+        with pytest.raises(FloatingPointError) as caught:
+            editor.edit(second)
+    assert "batch 1, layer 2: keys of layer 2 hold NaN or infinity" in str(caught.value)
+    assert "model is as it was before this batch" in str(caught.value)
+    assert toy.same(toy.weights(model), before) and editor.step == 1
+    assert same_objects(held(editor), states)
+
+    undisturbed = simple_editor(build_model("llama"), method)
+    undisturbed.edit(toy.facts("en", range(3)))
+    undisturbed.edit(second)
+    report, _ = editor.edit(second)
+    assert report.exhausted == []
+    assert toy.same(toy.weights(model), toy.weights(undisturbed.model))
+
+
+def test_a_decomposition_that_fails_while_remembering_is_told_with_layer_and_step(tiny, monkeypatch):
+    editor = simple_editor(tiny, "evoedit")
+    editor.edit(toy.facts("en", range(2)))
+    before, states = toy.weights(tiny), held(editor)
+
+    def failing(*_args, **_kwargs):
+        raise torch.linalg.LinAlgError("linalg.eigh: the algorithm failed to converge")
+
+    monkeypatch.setattr(editors.NullSpace, "without", at_the_second_call(failing, editors.NullSpace.without))
+    with pytest.raises(FloatingPointError, match="batch 1, remembering the keys of layer 2: linalg.eigh"):
+        editor.edit(toy.facts("de", range(2, 4)))
+    assert toy.same(toy.weights(tiny), before) and same_objects(held(editor), states)
+
+
+def spoilt(updates, name: str, at: int) -> dict[int, editors.Update]:
+    """A stored batch with NaN in one tensor of one layer."""
+    tensor = getattr(updates[at], name).clone()
+    tensor[0, 0] = float("nan")
+    return updates | {at: dataclasses.replace(updates[at], **{name: tensor})}
+
+
+UNUSABLE = {
+    "NaN in the second layer's update": (lambda u: spoilt(u, "left", 2), "left of the update for layer 2 holds NaN"),
+    "NaN in the second layer's keys": (lambda u: spoilt(u, "keys", 2), "keys of the update for layer 2 holds NaN"),
+    "no update of the second layer": (lambda u: {1: u[1]}, r"updates of layers \[1\], the settings edit \[1, 2\]"),
+    "an update of a layer that is not edited": (lambda u: u | {0: u[1]}, r"updates of layers \[0, 1, 2\]"),
+    "an update of other matrices": (
+        lambda u: u | {2: dataclasses.replace(u[2], left=u[2].left[1:])}, r"layer 2 is \(31, 2\), expected \(32, 2\)",
+    ),
+}  # fmt: skip
+each_unusable = pytest.mark.parametrize("kind", sorted(UNUSABLE))
+
+
+@each_unusable
+@pytest.mark.parametrize("method", ["alphaedit", "evoedit", "rect", "prune"])
+def test_a_stored_batch_that_cannot_be_applied_leaves_model_and_editor_as_they_were(method, kind):
+    spoil, message = UNUSABLE[kind]
+    first = simple_editor(build_model("llama"), method)
+    stored = [first.edit(toy.facts(lang, range(i, i + 2)))[1] for lang, i in (("en", 0), ("de", 2))]
+    editor = simple_editor(build_model("llama"), method)
+    editor.apply(stored[0])
+    before, states = toy.weights(editor.model), held(editor)
+    with pytest.raises(ValueError, match=message):
+        editor.apply(spoil(stored[1]))
+    assert toy.same(toy.weights(editor.model), before) and editor.step == 1
+    assert same_objects(held(editor), states)
+    editor.apply(stored[1])
+    assert toy.same(toy.weights(editor.model), toy.weights(first.model))
+
+
+def test_an_interrupt_while_a_stored_batch_is_remembered_leaves_no_trace(tiny, monkeypatch):
+    _, updates = simple_editor(build_model("llama"), "evoedit").edit(toy.facts("en", range(2)))
+    editor, before = simple_editor(tiny, "evoedit"), toy.weights(tiny)
+    monkeypatch.setattr(editors.NullSpace, "without", at_the_second_call(interrupted, editors.NullSpace.without))
+    with pytest.raises(KeyboardInterrupt):
+        editor.apply(updates)
+    assert toy.same(toy.weights(tiny), before) and editor.step == 0
+
+
+@each_unusable
+def test_a_sequence_whose_second_batch_cannot_be_repeated_leaves_the_model_as_it_was(tiny, kind):
+    spoil, message = UNUSABLE[kind]
+    editor = simple_editor(build_model("llama"), "memit")
+    stored = [editor.edit(toy.facts(lang, range(i, i + 2)))[1] for lang, i in (("en", 0), ("de", 2))]
+    before = toy.weights(tiny)
+    with pytest.raises(ValueError, match=message):
+        editors.repeat(tiny, editor.settings, [stored[0], spoil(stored[1])])
+    assert toy.same(toy.weights(tiny), before)
+
+
 def test_a_failure_while_remembering_leaves_model_and_editor_as_they_were(tiny, monkeypatch):
     editor = simple_editor(tiny, "evoedit")
     editor.edit(toy.facts("en", range(2)))
@@ -425,6 +575,18 @@ def test_a_fact_edited_twice_has_no_capacity_left_while_a_new_one_in_its_batch_i
     assert not updates[0].right[:, 0].any()
     assert updates[0].right[:, 1].any()
     assert report.layers[0].capacity_min < 1e-6 < report.layers[0].capacity
+
+
+@pytest.mark.parametrize("threshold", [Threshold(kind="fraction", value=1.0), Threshold(kind="energy", value=0.0)])
+@pytest.mark.parametrize("method", ["langedit", "langedit-randomized", "langedit-released", "alphaedit", "evoedit"])
+def test_where_the_threshold_protects_nothing_every_direction_is_free_at_the_start(tiny, method, threshold):
+    editor = simple_editor(tiny, method, threshold=threshold)
+    for number, lang in enumerate(("en", "de", "fr")):
+        report, _ = editor.edit(toy.facts(lang, range(3 * number, 3 * number + 3)))
+        assert report.exhausted == []
+        # EvoEdit protects keys one by one; the others cut a covariance, at an infinite number: no key ever reaches it.
+        rank = tiny.d_ff - 3 * number if method == "evoedit" else tiny.d_ff
+        assert [report.layers[layer].rank for layer in LAYERS] == [rank, rank]
 
 
 # --- reports ----------------------------------------------------------------------------------------------------------
@@ -517,6 +679,27 @@ def test_layers_no_model_has_are_refused_by_the_settings(layers):
 def test_settings_that_make_no_sense_are_refused_by_name(changes, message):
     with pytest.raises(ValidationError, match=message):
         settings_for("langedit", **(dict(layers=(1,)) | changes))
+
+
+@pytest.mark.parametrize(
+    ("method", "changes"), [("ft", {}), ("ft-released", {}), ("rome", dict(covariance_weight=0.0))]
+)
+def test_methods_that_read_no_covariance_need_none(method, changes):
+    settings = settings_for(method, layers=toy.layers_of(method), values=ValueSettings(steps=2), **changes)
+    assert not settings.needs_covariance
+    model, other = build_model("llama"), build_model("llama")
+    without = Editor(model, settings, {}, toy.CONTEXTS).edit(toy.facts("en", range(2)))[1]
+    given = Editor(other, settings, toy.covariances(other, settings.layers), toy.CONTEXTS)
+    for layer, update in given.edit(toy.facts("en", range(2)))[1].items():
+        assert toy.same(update.tensors(), without[layer].tensors())
+
+
+@pytest.mark.parametrize("method", sorted(m for m in METHODS if not m.startswith("ft")))
+def test_methods_that_read_a_covariance_say_where_it_is_missing(tiny, method):
+    settings = settings_for(method, layers=toy.layers_of(method))
+    assert settings.needs_covariance
+    with pytest.raises(ValueError, match=r"no covariance for layers \[.*1.*\]; call cached_covariance"):
+        Editor(tiny, settings, {}, toy.CONTEXTS)
 
 
 def test_an_empty_batch_and_a_language_without_prefixes_are_refused(tiny):

@@ -17,6 +17,7 @@ from langedit_core.estimate import Rate, Shapes, Texts, memory, shapes_of, work
 from langedit_core.keys import KeyReader
 from langedit_core.metrics import ask, questions
 from langedit_core.nullspace import Threshold
+from langedit_core.packaged import converted
 from langedit_core.results import Cell
 from langedit_core.study import load_data
 from langedit_core.tokens import encode
@@ -89,6 +90,14 @@ def test_a_folder_needs_no_weights_and_what_is_missing_is_named(tmp_path, monkey
     monkeypatch.setenv("HF_HOME", str(tmp_path))
     with pytest.raises(FileNotFoundError, match="langedit inspect gemma-3-270m"):
         shapes_of("gemma-3-270m")
+
+
+def test_a_converted_model_is_found_in_the_cache_that_the_environment_names(tmp_path, monkeypatch):
+    monkeypatch.delenv("HF_HOME", raising=False)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    AutoConfig.for_model("llama", **conftest.CONFIGS["llama"]).save_pretrained(converted("gemma-3-270m"))
+    assert converted("gemma-3-270m").is_relative_to(tmp_path)
+    assert shapes_of("gemma-3-270m").d_ff == conftest.CONFIGS["llama"]["intermediate_size"]
 
 
 # --- memory -----------------------------------------------------------------------------------------------------------

@@ -1,6 +1,7 @@
 """The end of a sequence is found where it was put, and every failure is real: provoked on a tiny model."""
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 import toy
@@ -23,20 +24,67 @@ def failing(method="evoedit", rounds=5, fails=3):
 
 
 def test_rounds_gather_their_batches_and_the_end_is_the_first_that_fails():
-    found = exhaustion.by_round(Study([failing()]), "atlas")
+    study = Study([failing()])
+    found, batches = exhaustion.by_round(study, "atlas"), exhaustion.by_batch(study, "atlas")
     assert found["edits"].tolist() == [12, 24, 36, 48, 60] and (found["n"] == 12).all()
     assert found["value"].tolist() == pytest.approx([0.9, 0.9, 0.9, 0.2, 0.2])
     assert found["capacity"].tolist() == pytest.approx([0.5, 0.42, 0.34, 0.26, 0.18])
-    row = exhaustion.ends(found).iloc[0]
-    assert row["its own edits < 0.5"] == "48" and row["exhausted"] == 4
-    (told,) = exhaustion.reading(found, "atlas")
-    assert "after 48 edits;" in told and "0.20 [0.20, 0.20] (n = 12 facts)" in told and "4 facts were exhausted" in told
+    row = exhaustion.ends(found, batches).iloc[0]
+    assert row["its own edits < 0.5"] == "42" and row["exhausted"] == 4
+    (told,) = exhaustion.reading(found, batches, "atlas")
+    assert "first fall below an efficacy of 0.5 after 42 edits (0.20 [0.20, 0.20], n = 6 facts)" in told
+    assert "0.20 [0.20, 0.20] (n = 12 facts)" in told and "4 facts were exhausted" in told
 
 
 def test_a_sequence_that_never_fails_says_so():
-    found = exhaustion.by_round(Study([failing(fails=9), failing("langedit")]), "atlas")
-    assert exhaustion.ends(found)["its own edits < 0.5"].tolist() == ["> 60", "48"]
-    assert "so these 60 edits do not reach its limit" in exhaustion.reading(found, "atlas")[0]
+    study = Study([failing(fails=9), failing("langedit")])
+    found, batches = exhaustion.by_round(study, "atlas"), exhaustion.by_batch(study, "atlas")
+    assert exhaustion.ends(found, batches)["its own edits < 0.5"].tolist() == ["> 60", "42"]
+    told = exhaustion.reading(found, batches, "atlas")[0]
+    assert "no batch's own edits fall below an efficacy of 0.5 within 60 edits" in told
+    assert "No direction is left" not in told
+
+
+@pytest.mark.parametrize(("fails", "since"), [(0, "from the first batch on"), (1, "in the first batch already")])
+def test_what_fails_from_the_first_batch_on_never_fell(fails, since):
+    made = failing(fails=0)
+    if fails:
+        later = (made.retention["edited"] == made.retention["step"]) & (made.retention["step"] > 0)
+        made.retention.loc[later, "tf"] = 0.9
+    study = Study([made])
+    batches = exhaustion.by_batch(study, "atlas")
+    row = exhaustion.crossings(batches).iloc[0]
+    assert (row["own_below"], row["first_edits"], row["edits"]) == (6, 6, 60)
+    assert row["first_value"] == pytest.approx(0.2) and row["first_capacity"] == pytest.approx(0.5)
+    (told,) = exhaustion.reading(exhaustion.by_round(study, "atlas"), batches, "atlas")
+    assert f"a batch's own edits are below an efficacy of 0.5 {since} (0.20 [0.20, 0.20], n = 6 facts)" in told
+    assert "where capacity is 0.50" in told and "fall below an efficacy" not in told
+
+
+def test_the_last_direction_is_gone_before_the_batch_that_finds_none():
+    made = failing()
+    made.batches.loc[made.batches["step"] >= 4, "rank"] = 0
+    row = exhaustion.crossings(exhaustion.by_batch(Study([made]), "atlas")).iloc[0]
+    assert row["full_after"] == 24, "four batches of six were edited before"
+    other = exhaustion.crossings(exhaustion.by_batch(Study([failing("langedit", fails=9)]), "atlas")).iloc[0]
+    assert pd.isna(other["full_after"]) and pd.isna(other["own_below"])
+
+
+def test_limits_of_real_keys_stand_beside_those_of_their_spectrum():
+    x = np.arange(0, 101, 10)
+    told = pd.DataFrame(dict(fraction=0.8, protected=x, survival=1 - x / 100, predicted=(1 - x / 80).clip(min=0)))
+    fitted = pd.DataFrame({"free share": 0.8, "share": [0.5, 0.1], "fitted": [40.0, 54.0], "measured": [50.0, 90.0]})
+    found = exhaustion.beside_spectrum(fitted, told)
+    assert found["from the spectrum"].tolist() == pytest.approx([40, 72])
+    assert exhaustion.limits_reading(found) == [
+        "On these real keys the fit is 20 to 40 % too low (n = 2 limits); the limits told from the spectrum of the "
+        "keys are 20 % too low."
+    ]
+    assert exhaustion.beside_spectrum(fitted, None)["from the spectrum"].isna().all()
+    assert "spectrum" not in exhaustion.limits_reading(exhaustion.beside_spectrum(fitted, None))[0]
+    assert exhaustion.limits_reading(found.assign(measured=np.nan)) == []
+    mixed = exhaustion.limits_reading(found.assign(measured=[50.0, 50.0]))[0]
+    assert "the fit is between 20 % too low and 8 % too high" in mixed
 
 
 def test_batches_are_told_from_the_first_on():
@@ -50,6 +98,7 @@ def test_batches_are_told_from_the_first_on():
     rounds = exhaustion.by_round(study, "atlas").set_index(["method", "edits"])
     at_end = found.set_index(["method", "edits"]).loc[rounds.index]
     assert at_end["sofar"].tolist() == pytest.approx(rounds["sofar"].tolist())
+    assert (found["low"] <= found["value"]).all() and (found["n"] == cell.batch).all()
     means = found[found["method"] == "langedit"]["value"].to_numpy().reshape(-1, len(cell.langs)).mean(1)
     assert means == pytest.approx(rounds.loc["langedit", "value"].to_numpy())
 

@@ -61,5 +61,7 @@ def test_the_disk_fills_before_the_first_batch_and_between_batches(seen):
 def test_runs_killed_at_six_moments_lose_nothing_and_end_as_an_undisturbed_one(seen, kind):
     found = of(seen, kind)
     assert len(found["killed"]) == 6, "too few runs were still at work when they were to be killed"
+    assert found.get("begun", 1), "no run was killed in the middle of a write"
     assert found["losses"] == 0 and found["again"] == 0
+    assert found["partials"] == [], "what a killed run was writing stays for ever"
     assert found["sealed"] == seen["undisturbed"]["sealed"]

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from langedit_core.forward import SuffixForward, hidden_of, hooked
+from langedit_core.forward import SuffixForward, hidden_of, hooked, leaving_at, run_until, tap_input
 from langedit_core.tokens import align, locate
 
 TEMPLATES = [
@@ -24,7 +24,7 @@ def full_forward(model, row, layer, site, delta):
 
     def add(_m, _a, out):
         hidden = hidden_of(out).clone()
-        hidden[:, row.lookup] += delta
+        hidden[:, row.lookup] = (hidden[:, row.lookup] + delta).to(hidden.dtype)
         return (hidden, *out[1:]) if isinstance(out, tuple) else hidden
 
     where = model.write_port(layer) if site == "write" else model.layers[layer]
@@ -80,3 +80,51 @@ def test_gradient_reaches_delta_and_nothing_else(tiny_gemma):
     tiny_gemma.logits(run({1: delta})).logsumexp(-1).sum().backward()
     assert delta.grad.abs().sum() > 0
     assert all(p.grad is None for p in tiny_gemma.hf.parameters())
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("site", ["write", "residual"])
+def test_a_model_in_half_precision_takes_deltas_in_float32(any_model, site, dtype):
+    any_model.hf.to(dtype)
+    rows = rows_for(any_model)
+    run = SuffixForward(any_model, align(rows, any_model.pad_id), layer=1, site=site)
+    low, high = (torch.randn(4, any_model.d_model).requires_grad_() for _ in range(2))
+    logits = any_model.logits(run({1: low, 2: high}))
+    assert logits.dtype == dtype
+    alone = any_model.logits(run({1: low.detach()}))
+    for i, row in enumerate(rows):
+        expected = full_forward(any_model, row, 1, site, low[i].detach())[row.lookup :]
+        # Rounded in another order: 8 bits of a number, 11 in float16, over four layers.
+        near = 16 * torch.finfo(dtype).eps * float(expected.abs().max())
+        torch.testing.assert_close(alone[i, : len(expected)], expected, rtol=0, atol=near)
+        assert not torch.allclose(logits[i, : len(expected)], expected, rtol=0, atol=near)  # two layers, not one
+    logits.float().logsumexp(-1).sum().backward()
+    for delta in (low, high):
+        assert delta.grad.dtype == torch.float32 and delta.grad.abs().sum() > 0
+
+
+def test_a_forward_is_left_where_a_module_would_run_and_other_errors_are_not_swallowed(any_model):
+    batch, port, seen = align(rows_for(any_model), any_model.pad_id), any_model.write_port(2), {}
+    ran: list[int] = []
+    counting = [any_model.write_port(i).register_forward_hook(lambda *_, i=i: ran.append(i)) for i in range(4)]
+    with hooked(*counting):
+        with hooked(tap_input(port, seen, "key")), leaving_at(port):
+            any_model.hf(input_ids=batch.ids)
+            pytest.fail("the block goes on")
+        assert ran == [0, 1] and seen["key"].shape == (*batch.ids.shape, any_model.d_ff)
+        with leaving_at(None):
+            any_model.hf.base_model(input_ids=batch.ids)
+        assert ran == [0, 1, 0, 1, 2, 3]
+    with pytest.raises(ZeroDivisionError), leaving_at(port):
+        1 / 0  # noqa: B018
+    assert not any(m._forward_hooks or m._forward_pre_hooks for m in any_model.hf.modules())
+
+
+@pytest.mark.parametrize("stop", [0, 1, 3, 4])
+def test_a_forward_up_to_a_layer_runs_those_below_and_none_from_it_on(tiny, stop):
+    seen: dict = {}
+    batch = align(rows_for(tiny), tiny.pad_id)
+    run_until(tiny, batch, stop, *(tap_input(tiny.layers[layer].mlp, seen, layer) for layer in range(4)))
+    assert sorted(seen) == list(range(stop))
+    assert all(hidden.shape == (*batch.ids.shape, tiny.d_model) for hidden in seen.values())
+    assert not any(m._forward_hooks or m._forward_pre_hooks for m in tiny.hf.modules())

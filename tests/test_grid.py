@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import time
+from types import SimpleNamespace
 
 import pytest
 import toy_study
@@ -22,6 +23,8 @@ from langedit_core.storage import read_json
 from langedit_core.study import run_cells
 
 pytest.importorskip("submitit", reason="submitit is not installed: pip install 'langedit-core[slurm]'")
+from submitit.core.job_environment import SignalHandler  # noqa: E402
+from submitit.core.utils import DelayedSubmission  # noqa: E402
 
 
 @pytest.fixture(scope="module")
@@ -245,8 +248,23 @@ def test_slurm_jobs_cancelled_and_killed_end_as_an_undisturbed_run(model_folder,
     assert ours == undisturbed
 
 
-def test_a_task_that_slurm_interrupts_is_queued_again_as_it_is(model_folder, tmp_path):
-    (cell,) = cells_of(model_folder, ["evoedit"])
-    task = CellTask.of(cell, tmp_path, "cpu")
-    again = task.checkpoint()
-    assert again.function == task and grid.Cell.model_validate_json(task.cell) == cell
+@pytest.mark.parametrize("methods", [("evoedit",), ("evoedit", "memit")])
+def test_a_task_that_slurm_interrupts_is_queued_again_as_it_is(model_folder, tmp_path, monkeypatch, methods):
+    """One job and an array, as they lie in the files that SLURM's jobs read, at their time limit."""
+    (tmp_path / "bin").mkdir()
+    for name, words in (("srun", ""), ("sbatch", "Submitted batch job 7")):
+        (tmp_path / "bin" / name).write_text(f"#!/bin/sh\necho {words}\n")
+        (tmp_path / "bin" / name).chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path / "bin"), prepend=os.pathsep)
+    tasks = [CellTask.of(cell, tmp_path, "cpu") for cell in cells_of(model_folder, methods)]
+    executor = make_executor("slurm", tmp_path / "jobs", options=dict(time=10))
+    for name, task in zip(executor.submit(tasks), tasks, strict=True):
+        paths, queued = executor.jobs[name].paths, []
+        submitted = DelayedSubmission.load(paths.submitted_pickle)
+        assert hasattr(submitted.function, "checkpoint") and submitted.function == task
+        environment = SimpleNamespace(global_rank=0, _requeue=queued.append)
+        handler = SignalHandler(environment, paths, submitted)
+        monkeypatch.setattr(handler, "has_timed_out", lambda: True)
+        monkeypatch.setattr(handler, "_exit", lambda: None)
+        handler.checkpoint_and_try_requeue(signal.SIGUSR2)
+        assert len(queued) == 1 and DelayedSubmission.load(paths.submitted_pickle).function == task

@@ -8,9 +8,9 @@ import torch
 import toy
 from conftest import build_model
 
-from langedit_core.forward import run_until, tap_input
+from langedit_core.forward import hooked
 from langedit_core.keys import KeyReader
-from langedit_core.tokens import Row, align
+from langedit_core.tokens import Row
 
 FACTS = [toy.fact(0, "en"), toy.fact(1, "de"), toy.fact(2, "zh"), toy.fact(3, "fr")]  # 3, 2, 2 and 3 contexts
 LAYERS = (0, 1, 3)
@@ -20,8 +20,8 @@ def rows(model):
     return [toy.value_request(model, of).contexts for of in FACTS]
 
 
-def expected_keys(model, layer):
-    return torch.stack([reference.key(model, layer, contexts) for contexts in rows(model)], dim=1)
+def expected_keys(model, layer, of=None):
+    return torch.stack([reference.key(model, layer, contexts) for contexts in of or rows(model)], dim=1)
 
 
 def close(ours, theirs):
@@ -44,21 +44,14 @@ def test_keys_equal_the_full_forward_one_text_at_a_time_after_lower_layers_were_
         any_model.add_(layer, random_update(any_model, layer))
 
 
-def test_outputs_of_the_projection_and_the_stream_are_those_of_the_full_forward(any_model):
+def test_the_stream_is_that_of_the_full_forward_as_edited_so_far(any_model):
     reader = KeyReader(any_model, rows(any_model), (1, 2))
     for layer in (1, 2):
-        _, values = reader.read(layer)
-        flat = [row for contexts in rows(any_model) for row in contexts]
-        assert len(values) == len(flat)
-        for value, row in zip(values, flat, strict=True):
-            seen: dict = {}
-            with torch.no_grad():
-                reference.whole_model(any_model, row.ids, watch=seen)
-            close(value, seen[layer, "out"][row.lookup])
+        reader.keys(layer)
         any_model.add_(layer, random_update(any_model, layer))
         stream = reader.residual_stream()
         for i, contexts in enumerate(rows(any_model)):
-            seen = {}
+            seen: dict = {}
             with torch.no_grad():
                 reference.whole_model(any_model, contexts[0].ids, site="residual", watch=seen)
             close(stream[:, i], seen[2, "out"][contexts[0].lookup])  # of the last layer, at the bare prompt
@@ -74,9 +67,7 @@ def test_half_the_key_is_the_bare_prompt_and_half_the_mean_over_its_prefixes(tin
 
 def test_a_fact_without_prefixes_has_the_key_of_its_bare_prompt(tiny):
     bare = [contexts[:1] for contexts in rows(tiny)]
-    reader = KeyReader(tiny, bare, (1,))
-    keys, _ = KeyReader(tiny, bare, (1,)).read(1)
-    close(reader.keys(1), keys.T)
+    close(KeyReader(tiny, bare, (1,)).keys(1), expected_keys(tiny, 1, bare))
 
 
 def test_what_follows_the_subject_does_not_change_its_key(tiny):
@@ -107,10 +98,40 @@ def test_a_reader_leaves_no_hook_and_no_gradient(tiny):
     assert not any(m._forward_hooks or m._forward_pre_hooks for m in tiny.hf.modules())
 
 
-@pytest.mark.parametrize("stop", [1, 3, 4])
-def test_a_forward_that_stops_early_ran_the_layers_below_and_none_above(tiny, stop):
-    seen: dict = {}
-    batch = align([contexts[0] for contexts in rows(tiny)], tiny.pad_id)
-    run_until(tiny, batch, stop, *(tap_input(tiny.write_port(layer), seen, layer) for layer in range(4)))
-    assert sorted(seen) == list(range(stop))
-    assert not any(m._forward_hooks or m._forward_pre_hooks for m in tiny.hf.modules())
+@pytest.mark.parametrize(
+    ("stream", "layers", "below_the_projection", "whole"),
+    [
+        (False, (2,), [1, 1, 1, 0], [1, 1, 0, 0]),
+        (False, (1, 2), [1, 3, 1, 0], [1, 2, 0, 0]),
+        (False, (0, 1, 3), [3, 3, 2, 1], [2, 2, 2, 0]),
+        (True, (1, 2), [1, 4, 3, 0], [1, 3, 2, 0]),
+    ],
+)
+def test_no_layer_runs_further_or_more_often_than_a_key_needs(any_model, stream, layers, below_the_projection, whole):
+    """Whole: once on the way to the last layer, once as edited; up to the projection: once more, to be read."""
+    begun, ended = [0] * 4, [0] * 4
+
+    def count(into, layer):
+        return lambda *_: into.__setitem__(layer, into[layer] + 1)
+
+    attention, port = any_model.architecture.attention, any_model.write_port
+    with hooked(
+        *(any_model.layers[i].get_submodule(attention).register_forward_hook(count(begun, i)) for i in range(4)),
+        *(port(i).register_forward_hook(count(ended, i)) for i in range(4)),
+    ):
+        reader = KeyReader(any_model, rows(any_model), layers)
+        for layer in layers:
+            reader.keys(layer)
+            if stream:
+                reader.residual_stream()
+            any_model.add_(layer, random_update(any_model, layer))
+    assert begun == below_the_projection
+    assert ended == whole
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_keys_of_a_model_in_half_precision_are_those_of_the_model_up_to_rounding(any_model, dtype):
+    exact = KeyReader(any_model, rows(any_model), (1,)).keys(1)
+    any_model.hf.to(dtype)
+    found = KeyReader(any_model, rows(any_model), (1,)).keys(1)
+    assert (found.float() - exact).norm() < 8 * torch.finfo(dtype).eps * exact.norm()

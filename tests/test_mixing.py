@@ -1,5 +1,7 @@
 """Both running covariances: weights by hand, spaces as the editor's own."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 import toy
@@ -8,6 +10,7 @@ from langedit_core import mixing
 from langedit_core.covariance import KeyCovariance
 from langedit_core.editors import Editor, Update, settings_for
 from langedit_core.nullspace import Threshold
+from langedit_core.projectors import projector_of
 
 D, COUNTS = 12, (1000, 10)
 
@@ -64,6 +67,21 @@ def test_spaces_are_those_of_the_editor(formula, method, tiny):
         if t < len(keys):
             n = keys[t].shape[1]
             editor.apply({layer: Update(left=torch.zeros(d_out, n), right=torch.zeros(d_in, n), keys=keys[t])})
+
+
+@pytest.mark.parametrize(("formula", "kind"), [("paper", "exact"), ("released", "released")])
+def test_spaces_of_few_tokens_are_those_of_the_projectors(formula, kind):
+    """Six tokens in twelve dimensions: the cut falls among directions that no token ever had."""
+    start, keys, threshold = covariance(count=6), batches([3, 2, 4]), Threshold(kind="fraction", value=0.3)
+    found = mixing.compare(start, keys, threshold, COUNTS).query("formula == @formula").set_index("step")
+    projector = projector_of(kind, start, threshold)
+    if kind == "released":
+        projector = replace(projector, counts=COUNTS)
+    for t in range(len(keys) + 1):
+        assert found.loc[t, "free"] == projector.space.rank
+        assert found.loc[0, "free"] == D - 6
+        if t < len(keys):
+            projector = projector.taking(keys[t])
 
 
 def test_the_table_has_a_row_per_batch_and_both_formulas_in_a_cell():

@@ -1,12 +1,14 @@
 """What may be published: notebooks that ran to their end, with checked parameters, as harmless pages."""
 
 import re
+import sys
 
 import nbformat
 import pytest
 from bs4 import BeautifulSoup
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
 
+from langedit_core import notebooks
 from langedit_core.notebooks import (
     NotebookFailed,
     check_notebook,
@@ -157,6 +159,36 @@ def test_cell_that_takes_too_long_is_stopped(tmp_path):
     assert not (tmp_path / "out" / "00_tiny.ipynb").exists()
 
 
+def kernels_that(monkeypatch, tmp_path, *lines):
+    """Kernels are started by a script of these lines."""
+    script = tmp_path / "python"
+    script.write_text("\n".join(["#!/bin/sh", *lines]) + "\n")
+    script.chmod(0o755)
+    monkeypatch.setattr(notebooks.sys, "executable", str(script))
+
+
+def test_a_kernel_that_never_answers_is_given_up_in_the_end(tmp_path, monkeypatch):
+    assert notebooks.START_TIMEOUT >= 300, "on a busy machine a minute is too short"
+    kernels_that(monkeypatch, tmp_path, "exec sleep 120")
+    monkeypatch.setattr(notebooks, "START_TIMEOUT", 1)
+    with pytest.raises(NotebookFailed, match=r"00_tiny.ipynb: the kernel did not start; .* in 1 seconds"):
+        execute(write(tmp_path, [tagged()]), tmp_path / "out", {}, quiet=True)
+    assert not (tmp_path / "out" / "00_tiny.ipynb").exists()
+
+
+def test_after_a_kernel_that_does_not_start_the_other_notebooks_are_made(tmp_path, monkeypatch):
+    write(tmp_path, [new_markdown_cell("# One"), tagged("n = 1")], "00_one.ipynb")
+    write(tmp_path, [new_markdown_cell("# Two"), tagged("n = 1"), new_code_cell("n")], "01_two.ipynb")
+    mark = tmp_path / "mark"
+    kernels_that(monkeypatch, tmp_path, f'test -e {mark} && exec {sys.executable} "$@"', f"touch {mark}", "exit 1")
+    with pytest.raises(NotebookFailed, match="00_one.ipynb: the kernel did not start"):
+        run_profile_notebooks(
+            {"00_one": {}, "01_two": {}}, source=tmp_path, report_dir=tmp_path / "out", provenance="", quiet=True
+        )
+    index = (tmp_path / "out" / "index.html").read_text()
+    assert "One <em>did not finish" in index and "01_two.html" in index and (tmp_path / "out" / "01_two.html").is_file()
+
+
 def test_only_some_are_executed_and_the_others_rendered_from_their_last_copies(tmp_path):
     write(tmp_path, [new_markdown_cell("# One"), tagged("n = 1"), new_code_cell("n")], "00_one.ipynb")
     write(tmp_path, [new_markdown_cell("# Two"), tagged("n = 1"), new_code_cell("n")], "01_two.ipynb")
@@ -288,3 +320,14 @@ def test_index_above_prefers_the_most_thorough_profile(tmp_path):
     page = (tmp_path / "index.html").read_text()
     assert "Main results, profile standard" in page
     assert page.index("standard/index.html") < page.index("quick/index.html") < page.index("smoke/index.html")
+
+
+def test_a_profile_of_several_models_has_a_folder_per_model_and_its_place_in_the_index(tmp_path):
+    for folder in ("papers", "standard", "paper-gpt-j-6b", "quick", "paper-llama-3-8b"):
+        (tmp_path / folder / "tables").mkdir(parents=True)
+        (tmp_path / folder / "tables" / "main.csv").write_text(MAIN)
+        write_index(tmp_path / folder, [])
+    page = (tmp_path / "index.html").read_text()
+    assert "Main results, profile paper-gpt-j-6b" in page
+    listed = re.findall(r'href="([\w-]+)/index.html"', page)
+    assert listed == ["paper-gpt-j-6b", "paper-llama-3-8b", "standard", "quick", "papers"]

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from langedit_core.nullspace import NullSpace, Threshold, cut_spectrum, exact_null_space, leak
+from langedit_core.nullspace import NullSpace, Threshold, cut_at, cut_spectrum, exact_null_space, leak
 from langedit_core.solve import RidgeMetric, solve_update
 
 
@@ -120,6 +120,15 @@ def test_a_cut_is_a_number_of_the_spectrum_and_infinite_when_nothing_is_protecte
     assert Threshold(kind="fraction", value=0.5).cut(eigenvalues) == 1.0
     assert Threshold(kind="energy", value=0.8).cut(eigenvalues) == 6.0
     assert Threshold(kind="fraction", value=1.0).cut(eigenvalues) == math.inf
+
+
+def test_a_spectrum_is_cut_at_any_number_also_an_infinite_one():
+    eigenvalues, vectors = torch.tensor(SPECTRUM, dtype=torch.float64), torch.linalg.qr(randn(8, 8)).Q
+    for cut, free in ((0.0, 0), (0.1, 1), (0.5, 3), (10.0, 7), (10.5, 8), (math.inf, 8)):
+        space = cut_at(eigenvalues, vectors, cut)
+        assert space.rank == free
+        close(space.project(vectors[:, :free]), vectors[:, :free])
+        check_projection(space)
 
 
 @pytest.mark.parametrize("noise", [0.0, 1e-9, -1e-9])

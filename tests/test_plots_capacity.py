@@ -41,6 +41,23 @@ def test_capacity_curves_show_each_curve_its_knee_and_its_prediction(tmp_path):
         plots_capacity.capacity_curves({})
 
 
+def test_curves_of_exact_keys_keep_their_shape_and_the_axis_says_where_it_bends(tmp_path):
+    x = np.arange(0, 10_000, 50)
+    exact = pd.DataFrame(
+        dict(protected=x, rank=(2048 - x).clip(min=0), survival=np.exp(-x / 300), smallest=0.0, exposed=0.0)
+    )
+    mean = exact.iloc[::20].assign(rank=1900, survival=0.2)
+    fig = plots_capacity.capacity_curves({("exact keys", 1.0): exact, ("running covariance", 0.8): mean}, title="T")
+    for axes in fig.axes:
+        assert axes.get_xlabel() == "facts protected (linear to 2,500, logarithmic beyond)"
+        at = axes.transData.transform(np.column_stack([x[:51], np.ones(51)]))[:, 0]
+        assert np.diff(at) == pytest.approx(np.diff(at)[0]), "equal steps as long as exact keys have directions"
+    plots.save(fig, tmp_path, "bend")
+    short = plots_capacity.capacity_curves({("exact keys", 1.0): exact[exact["protected"] < 2000]})
+    assert {axes.get_xlabel() for axes in short.axes} == {"facts protected"}
+    assert {axes.get_xscale() for axes in short.axes} == {"linear"}
+
+
 def test_synthetic_limits_have_a_panel_per_fraction(tmp_path):
     found = capacity.synthetic_limits((32, 64), alphas=(0.0, 1.0), fractions=(0.5, 1.0), shares=(0.1,))
     fig = plots_capacity.limits_scatter(found, title="T")

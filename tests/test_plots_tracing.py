@@ -1,5 +1,7 @@
 """Figures of causal tracing: everything drawn, nothing cut off, equal data give equal bytes."""
 
+import itertools
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -109,6 +111,22 @@ def test_a_layer_lies_where_its_effect_and_its_efficacy_are():
     np.testing.assert_allclose(axes.collections[-1].get_offsets(), shown[["effect", "value"]].to_numpy())
     names = {text.get_text(): text.xy for text in axes.texts}
     assert names == {f"layer {r.layer}": (r.effect, r.value) for r in shown.itertuples()}
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_no_name_of_a_layer_lies_on_another_or_on_a_dot(seed):
+    rng = np.random.default_rng(seed)
+    effect, value = 0.01 * rng.random(9), 0.8 + 0.1 * rng.random(9)
+    around = dict(effect_low=effect - 1e-3, effect_high=effect + 1e-3, low=value - 0.1, high=value + 0.1)
+    crowded = pd.DataFrame(dict(layer=range(10, 19), effect=effect, value=value) | around)
+    fig = plots_tracing.effect_and_efficacy(crowded)
+    fig.draw_without_rendering()
+    axes = fig.axes[0]
+    boxes = [text.get_window_extent() for text in axes.texts]
+    assert len(boxes) == 9 and not any(a.overlaps(b) for a, b in itertools.combinations(boxes, 2))
+    dots = axes.transData.transform(crowded[["effect", "value"]].to_numpy())
+    assert not any(box.contains(*dot) for box in boxes for dot in dots)
+    assert "logarithmic beyond" in axes.get_xlabel()
 
 
 def test_many_lines_have_whiskers_instead_of_bands_and_few_facts_are_dotted_and_counted():

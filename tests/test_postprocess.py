@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import reference
 import torch
@@ -75,6 +77,39 @@ def test_damping_keeps_directions_and_order_and_enlarges_no_singular_value_where
     expected = torch.where(before > largest, (before / largest).log() + largest, before)
     torch.testing.assert_close(after, expected, rtol=1e-9, atol=1e-9)
     assert (damp(total, largest) * total).sum() > 0
+
+
+def published_restraint(original_s: list[float], delta_s: list[float], n: float) -> list[float]:
+    """PRUNE's code (mjy1111/PRUNE 96f875e, `reduce_type` log, log2, log1_5, ...), one singular value at a time."""
+    largest, out = original_s[0], []
+    for s in delta_s:
+        out.append(math.log(s, n) + largest - math.log(largest, n) if s >= largest else s)
+    return out
+
+
+@shapes
+@pytest.mark.parametrize("base", [math.e, 2.0, 1.5, 1.2])
+def test_damping_equals_the_published_code_for_each_of_its_bases(shape, base):
+    weight, total = randn(*shape), 30 * randn(*shape, seed=1)
+    original = torch.linalg.svdvals(weight).tolist()
+    left, singular, right = torch.linalg.svd(total, full_matrices=False)
+    restrained = torch.tensor(published_restraint(original, singular.tolist(), base), dtype=torch.float64)
+    expected = left @ torch.diag(restrained) @ right
+    torch.testing.assert_close(damp(total, original[0], base), expected, rtol=1e-9, atol=1e-11)
+    if base != math.e:
+        assert (damp(total, original[0]) - expected).norm() > 1e-3 * expected.norm()
+
+
+def test_a_larger_base_takes_more_away():
+    total = 30 * randn(6, 9)
+    norms = [float(damp(total, 2.0, base).norm()) for base in (1.2, 1.5, 2.0, math.e, 10.0)]
+    assert norms == sorted(norms, reverse=True) and len(set(norms)) == 5
+
+
+@pytest.mark.parametrize("base", [1.0, 0.5, 0.0, float("nan")])
+def test_a_base_of_one_or_less_is_refused(base):
+    with pytest.raises(ValueError, match="base of PRUNE's logarithm is .*above 1"):
+        damp(randn(3, 3), 1.0, base)
 
 
 def test_below_one_the_natural_logarithm_enlarges_singular_values_just_above_the_largest():

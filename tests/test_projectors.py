@@ -10,19 +10,19 @@ from conftest import build_model
 from test_editors import simple_editor
 from test_nullspace import check_projection, close, randn, rotated
 
+from langedit_core import projectors
 from langedit_core.covariance import KeyCovariance
-from langedit_core.nullspace import NullSpace, Threshold, exact_null_space, leak
+from langedit_core.nullspace import NullSpace, Threshold, decompose, exact_null_space, leak
 from langedit_core.projectors import (
     KINDS,
     Exact,
     Fixed,
     Projector,
-    bytes_of,
     full_keys_null_space,
     projector_of,
     randomized_null_space,
-    refresh,
 )
+from langedit_core.refresh import bytes_of, refresh
 
 D, PROTECTED = 40, 8
 each_kind = pytest.mark.parametrize("kind", KINDS)
@@ -83,6 +83,46 @@ def test_exact_equals_the_decomposition_of_the_running_mean_and_randomized_equal
         cut = Threshold(kind="absolute", value=0.5 * 100 / running.count)
         close(one.space.projection, exact_null_space(running.mean, cut).projection)
         close(other.space.projection, one.space.projection, 1e-7)
+
+
+@pytest.mark.parametrize("threshold", [Threshold(kind="fraction", value=1.0), Threshold(kind="energy", value=0.0)])
+@pytest.mark.parametrize("kind", ["exact", "randomized", "released"])
+def test_an_infinite_cut_leaves_everything_free_whatever_is_added(kind, threshold):
+    projector = projector_of(kind, covariance(), threshold)
+    for keys in batches():
+        assert projector.space.rank == D
+        projector = projector.taking(1e6 * keys)
+    close(projector.space.projection, torch.eye(D, dtype=torch.float64))
+
+
+@pytest.mark.parametrize("kind", [*KINDS, "fixed", "literal", "released"])
+def test_a_spectrum_that_is_known_is_not_found_again(kind, monkeypatch):
+    of, threshold = covariance(), Threshold(kind="fraction", value=0.5)
+    spectrum, found = decompose(of.mean), projector_of(kind, of, threshold)
+    monkeypatch.setattr(projectors, "decompose", None)
+    again = projector_of(kind, of, threshold, spectrum=spectrum)
+    assert torch.equal(again.space.projection, found.space.projection)
+
+
+def test_the_letter_of_the_recursion_weighs_a_key_by_its_batch():
+    """C̄ ← (n̄/n̄′) C̄ + (n/n̄′) K Kᵀ, step by step, and cut at the cut of C₀ times n₀/n̄."""
+    generator = torch.Generator().manual_seed(3)
+    covariance = KeyCovariance.empty(8)
+    covariance.update(torch.randn(8, 40, generator=generator, dtype=torch.float64))
+    projector, mean, count = projector_of("literal", covariance), covariance.mean, covariance.count
+    for n in (3, 1):
+        keys = torch.randn(8, n, generator=generator, dtype=torch.float64)
+        projector = projector.taking(keys)
+        mean, count = (count * mean + n * keys @ keys.T) / (count + n), count + n
+        torch.testing.assert_close(projector.matrix / count, mean)
+
+
+@pytest.mark.parametrize("kind", [*KINDS, "fixed", "literal", "released"])
+def test_a_covariance_that_is_no_number_gives_no_projector(kind):
+    of = covariance()
+    of.gram[3, 3] = float("nan")
+    with pytest.raises(FloatingPointError, match="covariance holds NaN or infinity"):
+        projector_of(kind, of)
 
 
 def test_the_released_mix_equals_its_recursion():

@@ -1,6 +1,7 @@
 """What the repository promises as a whole: thin notebooks, one place for versions, no weights or pickles."""
 
 import ast
+import importlib.util
 import re
 import shutil
 import subprocess
@@ -21,7 +22,8 @@ from langedit_core.results import has_record, record_path
 from langedit_core.storage import read_sealed
 
 ROOT = Path(__file__).resolve().parents[1]
-PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+PYPROJECT = (ROOT / "pyproject.toml").read_text()
+PROJECT = tomllib.loads(PYPROJECT)["project"]
 EXTRAS = PROJECT["optional-dependencies"]
 NOTEBOOKS = find_notebooks(ROOT / "notebooks")
 MODULES = sorted((ROOT / "langedit_core").rglob("*.py"))
@@ -120,10 +122,23 @@ def test_environment_yml_states_no_version_of_its_own():
     environment = yaml.safe_load((ROOT / "environment.yml").read_text())
     plain = [item for item in environment["dependencies"] if isinstance(item, str)]
     (pip,) = [item["pip"] for item in environment["dependencies"] if isinstance(item, dict)]
-    assert plain == [f"python{PROJECT['requires-python']}", "pip"]
-    (install,) = pip
+    (python,) = re.findall(r"^# Exactly what .* were made with \(Python (\d\.\d+)\)", PYPROJECT, re.MULTILINE)
+    assert plain == [f"python={python}", "pip"], "`pinned` is for one version of Python"
+    assert Requirement(f"python{PROJECT['requires-python']}").specifier.contains(python)
+    torch, install = pip  # what make installs first is first here
+    assert [torch] == [text for text in EXTRAS["pinned"] if Requirement(text).name == "torch"]
     used = re.fullmatch(r"-e \.\[([a-z,]+)\]", install)
-    assert used and set(used.group(1).split(",")) <= set(EXTRAS)
+    assert used and "pinned" in used.group(1) and set(used.group(1).split(",")) <= set(EXTRAS)
+
+
+def test_new_versions_are_written_into_environment_yml_too():
+    spec = importlib.util.spec_from_file_location("pin", ROOT / "scripts" / "pin.py")
+    spec.loader.exec_module(pin := importlib.util.module_from_spec(spec))
+    text = (ROOT / "environment.yml").read_text()
+    environment = yaml.safe_load(pin.environment(text, "3.14", "9.8.7"))["dependencies"]
+    assert environment[0] == "python=3.14" and environment[-1]["pip"][0] == "torch==9.8.7"
+    before = yaml.safe_load(text)["dependencies"]
+    assert environment[1:-1] == before[1:-1] and environment[-1]["pip"][1:] == before[-1]["pip"][1:]
 
 
 def test_make_help_lists_every_target():

@@ -16,6 +16,7 @@ from langedit_core import cli, editors, profiles, results, study
 from langedit_core.analysis import open_study
 from langedit_core.profiles import Profile
 from langedit_core.results import Cell, CellResult, has_record, is_done, keep_record, load_result, record_path
+from langedit_core.storage import read_json, write_json
 from langedit_core.study import run_cells
 
 CELL = toy_study.cell()
@@ -110,7 +111,7 @@ def test_a_damaged_record_is_passed_over_with_a_warning(damage, computed, tmp_pa
 def test_a_record_of_another_engine_or_another_model_is_not_used(computed, tmp_path, monkeypatch):
     other = toy_study.model()
     other.fingerprint = "f" * 64
-    with pytest.raises(ValueError, match=f"{CELL.hash}.json.xz was made with other inputs .model_fingerprint differs"):
+    with pytest.raises(ValueError, match=f"{CELL.hash}.json.xz was made with other inputs .model_fingerprint differ"):
         run_cells([CELL], other, tmp_path, quiet=True, records=computed[1])
     monkeypatch.setattr(results, "ENGINE", results.ENGINE + 1)
     assert not has_record(CELL, computed[1])  # the hash, and so the name, is another
@@ -190,7 +191,7 @@ def test_tracked_facts_are_asked_again_and_the_others_only_once(tmp_path):
 
 
 def test_prune_takes_the_batches_of_a_finished_memit_and_ends_as_if_it_had_made_them(tmp_path, monkeypatch):
-    monkeypatch.setattr(editors, "damp", lambda total, largest: 0.0 * total)  # so that damping shows on a tiny model
+    monkeypatch.setattr(editors, "damp", lambda total, *_: 0.0 * total)  # so that damping shows on a tiny model
     damped = toy_study.cell("prune")
     settings = damped.settings.model_copy(update=dict(damping=None))
     plain = damped.model_copy(update=dict(method="memit", settings=settings))
@@ -218,6 +219,7 @@ def test_xtreme_is_asked_before_once_for_all_methods_and_after_each(tmp_path, mo
         return SimpleNamespace(summary=pd.DataFrame(summary), sets=pd.DataFrame(sets))
 
     monkeypatch.setattr(study, "evaluate_xtreme", evaluate)
+    monkeypatch.setattr(study, "xtreme_fingerprint", lambda langs, limit: "the sets as they are")
     cells = [toy_study.cell(method, rounds=1, xtreme=3) for method in ("evoedit", "memit")]
     for result in run(cells, tmp_path):
         assert result.xtreme["when"].tolist() == ["before", "before", "final", "final"]
@@ -227,3 +229,29 @@ def test_xtreme_is_asked_before_once_for_all_methods_and_after_each(tmp_path, mo
     assert asked == [(("en", "de"), 3)] * 3  # the unedited model once, then each edited one
     assert is_done(cells[0], tmp_path)
     assert run([toy_study.cell(rounds=1)], tmp_path)[0].xtreme.empty
+    monkeypatch.setattr(study, "xtreme_fingerprint", lambda langs, limit: "other sets")
+    run([toy_study.cell("alphaedit", rounds=1, xtreme=3)], tmp_path)
+    assert len(asked) == 5  # the unedited model too
+
+
+def test_answers_of_the_unedited_model_belong_to_one_engine(tmp_path, monkeypatch):
+    run([toy_study.cell(rounds=1)], tmp_path)
+    monkeypatch.setattr(study, "ENGINE", study.ENGINE + 1)
+    run([toy_study.cell("memit", rounds=1)], tmp_path)
+    assert len(list(tmp_path.glob("before-*"))) == len(list(tmp_path.glob("drift-*"))) == 2
+
+
+def test_prune_leaves_the_batches_of_a_memit_that_was_made_of_other_data(tmp_path, monkeypatch):
+    damped = toy_study.cell("prune", rounds=1)
+    plain = damped.model_copy(
+        update=dict(method="memit", settings=damped.settings.model_copy(update=dict(damping=None)))
+    )
+    run([plain], tmp_path)
+    path, edit, edited = results.results_folder(plain, tmp_path) / "inputs.json", editors.Editor.edit, []
+    write_json(path, read_json(path) | {"data_fingerprint": "another"})
+    known = results.is_done
+    for module in (results, study):
+        monkeypatch.setattr(module, "is_done", lambda cell, root: cell == plain or known(cell, root))
+    monkeypatch.setattr(editors.Editor, "edit", lambda e, *a, **k: edited.append(e.step) or edit(e, *a, **k))
+    study.CellRun(damped, toy_study.model(), tmp_path).run()
+    assert edited == [0, 1]

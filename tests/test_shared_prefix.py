@@ -150,29 +150,46 @@ def test_no_rows_and_rows_of_another_prefix_are_refused(tiny):
         SharedPrefix(tiny, PROMPTS).batch([[1] * 60])
 
 
-@pytest.mark.parametrize(
-    "error",
-    [
-        torch.OutOfMemoryError("CUDA out of memory"),
-        RuntimeError("[enforce fail at alloc_cpu.cpp] DefaultCPUAllocator: not enough memory: you tried to allocate"),
-    ],
-)
-def test_a_batch_too_large_for_memory_is_halved_with_the_same_result(monkeypatch, tiny, error):
+def out_of_memory():
+    """What PyTorch says itself when it asks the processor's memory for more than an address can name."""
+    torch.empty(2**46)
+
+
+def raising(error):
+    def fail():
+        raise error
+
+    return fail
+
+
+LACK = [
+    out_of_memory,
+    raising(torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")),
+    raising(
+        RuntimeError("[enforce fail at alloc_cpu.cpp] DefaultCPUAllocator: not enough memory: you tried to allocate")
+    ),
+    raising(RuntimeError("MPS backend out of memory (MPS allocated: 8 GB)")),
+    raising(RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`")),
+]
+
+
+@pytest.mark.parametrize("lack", LACK)
+def test_a_batch_too_large_for_memory_is_halved_with_the_same_result(monkeypatch, tiny, lack):
     expected = generate(tiny, PROMPTS, stop="\n", tokens=3)
     whole, tried = SharedPrefix.batch, []
 
     def small(self, rows, room=0):
         tried.append(len(rows))
         if len(rows) > 2:
-            raise error
+            lack()
         return whole(self, rows, room)
 
     monkeypatch.setattr(module.SharedPrefix, "batch", small)
     assert generate(tiny, PROMPTS, stop="\n", tokens=3) == expected
-    assert tried == [5, 2, 2, 1]
+    assert tried == [5, 3, 2, 2, 1]  # once found, the smaller size stays
 
     def never(self, rows, room=0):
-        raise error
+        lack()
 
     monkeypatch.setattr(module.SharedPrefix, "batch", never)
     with pytest.raises(MemoryError, match="41 tokens does not fit in memory.*fewer shots"):

@@ -102,6 +102,17 @@ def test_the_thin_and_the_square_system_give_the_same(d, n, past):
         close(metric.solve_dense(columns @ columns.T, keys), thin)
 
 
+@pytest.mark.parametrize(("n", "past", "summed"), [(3, 0, 30), (3, 4, 30), (3, 4, 2), (20, 15, 30)])
+def test_earlier_keys_protect_alike_one_by_one_and_as_their_gram_matrix(n, past, summed):
+    keys, _, earlier, covariance, space, _ = problem(12, n, past)
+    more = randn(12, summed, seed=9)
+    everything = more if earlier is None else torch.cat([earlier, more], dim=1)
+    for metric in (RidgeMetric(space, 0.7), CovarianceMetric(covariance, 0.7)):
+        close(solve_update(keys, metric, earlier, gram=more @ more.T), solve_update(keys, metric, everything))
+    with pytest.raises(ValueError, match="needs every earlier key"):
+        solve_update(keys, metric, earlier, gram=more @ more.T, exact=True)
+
+
 def objective(delta, keys, residual, earlier, metric_matrix, ridge):
     cost = (delta @ keys - residual).square().sum() + ridge * delta.square().sum()
     cost = cost + torch.trace(delta @ metric_matrix @ delta.T)

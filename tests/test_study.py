@@ -17,6 +17,8 @@ import toy_study
 from pydantic import ValidationError
 
 from langedit_core import drift, editors, profiles, results, study
+from langedit_core.analysis import Study
+from langedit_core.datafiles import NotAvailable
 from langedit_core.editors import METHODS
 from langedit_core.metrics import METRICS, WHEN
 from langedit_core.models import load_model
@@ -177,7 +179,7 @@ def test_a_damaged_description_of_the_run_is_refused_or_made_again_but_never_use
 
 @pytest.mark.parametrize("damage", sorted(DAMAGE))
 def test_damaged_answers_of_the_unedited_model_are_refused_or_made_again_but_never_used(damage, finished, undisturbed):
-    (before,) = finished.glob("before-*.json")
+    (before,) = finished.glob("before-*.json.xz")
     DAMAGE[damage](before)
     (results_folder(CELL, finished) / "final.json").unlink()  # so that they are needed
     try:
@@ -260,6 +262,44 @@ def test_a_finished_cell_of_a_model_that_changed_under_its_name_is_refused(finis
         run([CELL], finished, model)
 
 
+def test_a_finished_cell_of_data_that_changed_is_refused_and_passes_where_they_are_not_here(finished, monkeypatch):
+    monkeypatch.setitem(study.LOADERS, toy_study.DATA, altered_data)
+    with pytest.raises(
+        ValueError, match=r"other inputs \(data_fingerprint differ\).*delete it to have it computed again"
+    ):
+        run([CELL], finished)
+
+    def away(langs):
+        raise NotAvailable("no toy.jsonl in $LANGEDIT_DATA", "put it there")
+
+    monkeypatch.setitem(study.LOADERS, toy_study.DATA, away)
+    assert len(run([CELL], finished)) == 1
+
+
+def test_a_cell_whose_data_are_not_here_is_left_out_where_that_is_asked_for(tmp_path, monkeypatch):
+    def away(langs):
+        raise NotAvailable("no toy.jsonl in $LANGEDIT_DATA", "put it there")
+
+    other = toy_study.cell("memit", data="elsewhere")
+    monkeypatch.setitem(study.LOADERS, "elsewhere", away)
+    with pytest.raises(FileNotFoundError, match=r"no toy\.jsonl in \$LANGEDIT_DATA; put it there"):
+        run([other, CELL], tmp_path)
+    absent = []
+    results = study.run_cells([other, CELL], toy_study.model(), tmp_path, quiet=True, without=absent.append)
+    assert [r.cell for r in results] == [CELL] and [error.reason for error in absent] == [
+        "no toy.jsonl in $LANGEDIT_DATA"
+    ]
+
+
+def test_results_of_different_models_or_data_are_not_seen_together(finished, monkeypatch):
+    monkeypatch.setitem(study.LOADERS, toy_study.DATA, altered_data)
+    study.CellRun(toy_study.cell("memit"), toy_study.model(), finished).run()
+    results = [load_result(cell, finished) for cell in (CELL, toy_study.cell("memit"))]
+    with pytest.raises(ValueError, match=r"different inputs \(data_fingerprint differs\), so they cannot be compared"):
+        Study(results)
+    assert Study(results[:1]).methods == ["evoedit"]
+
+
 def test_a_cell_of_another_model_is_refused(tmp_path):
     with pytest.raises(ValueError, match="the cell is about gemma, the model given is tiny-llama"):
         run([toy_study.cell(model="gemma")], tmp_path)
@@ -275,7 +315,7 @@ def test_cells_with_the_same_facts_share_the_answers_of_the_unedited_model(tmp_p
     results = run(cells, tmp_path, model)
     about_facts = results[0].rows[results[0].rows["kind"] != "neutral"]
     whole = len(about_facts[about_facts["when"] == "before"]) // 2
-    assert len(list(tmp_path.glob("before-*.json"))) == 1
+    assert len(list(tmp_path.glob("before-*.json.xz"))) == 1
     assert asked.count(whole) == 1 + 2  # before once, the end of each cell
     before = [r.rows[r.rows["when"] == "before"].reset_index(drop=True) for r in results]
     assert before[0].equals(before[1])
@@ -430,7 +470,7 @@ def test_unknown_profiles_list_the_known_ones_nearest_first(tmp_path, monkeypatc
     monkeypatch.setattr(profiles, "FOLDER", tmp_path)
     with pytest.raises(ValueError, match="unknown profile 'quik'; known: quick, "):
         load_profile("quik")
-    with pytest.raises(ValueError, match="unknown profile"):
+    with pytest.raises(FileNotFoundError, match=r"there is no file .*missing\.yaml"):
         load_profile(tmp_path / "missing.yaml")
 
 
@@ -456,7 +496,7 @@ def test_a_profile_asks_for_known_groups_data_and_methods_only():
                  worse=dict(data=("atlas",), methods=("memitt",)))  # fmt: skip
     profile = Profile(name="p", description="d", model="gemma-3-270m", notebooks={"a": {}}, grids=grids)
     assert [cell.method for cell in profile.cells("main")] == ["langedit"]
-    with pytest.raises(ValueError, match="unknown cell group of profile 'p' 'mian'; known: main, "):
+    with pytest.raises(ValueError, match="profile 'p' has no cells 'mian'; it has: main"):
         profile.cells("mian")
     with pytest.raises(ValueError, match="unknown data set 'altas'; known: atlas, "):
         profile.cells("odd")

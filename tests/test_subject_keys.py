@@ -9,6 +9,7 @@ import toy
 from conftest import build_model
 
 from langedit_core import atlas_lists, subject_keys
+from langedit_core.forward import hooked
 from langedit_core.tokens import locate
 
 FACTS = [toy.fact(i, lang) for lang in ("en", "de", "zh") for i in range(4)]
@@ -29,6 +30,25 @@ def test_keys_are_those_of_the_whole_model_one_text_at_a_time(any_model, layer):
         with torch.no_grad():
             reference.whole_model(any_model, row.ids, watch=seen)
         torch.testing.assert_close(found[:, i], seen[layer, "in"][row.lookup], rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("layer", [0, 2])
+def test_nothing_above_the_keys_that_are_read_is_run_for_the_shared_prefix_either(any_model, layer):
+    of, begun, ended = groups(any_model), [0] * 4, [0] * 4
+
+    def count(into, i):
+        return lambda *_: into.__setitem__(i, into[i] + 1)
+
+    attention = any_model.architecture.attention
+    with hooked(
+        *(any_model.layers[i].get_submodule(attention).register_forward_hook(count(begun, i)) for i in range(4)),
+        *(any_model.write_port(i).register_forward_hook(count(ended, i)) for i in range(4)),
+    ):
+        subject_keys.read_keys(any_model, of, layer)
+    forwards = 2 * sum(bool(rows) for rows in of)  # a prefix and a batch per group
+    assert begun == [forwards if i <= layer else 0 for i in range(4)]
+    assert ended == [forwards if i < layer else 0 for i in range(4)]
+    assert not any(m._forward_hooks or m._forward_pre_hooks for m in any_model.hf.modules())
 
 
 def test_a_subject_without_token_boundary_is_left_out_and_the_others_keep_their_index(tiny):

@@ -119,12 +119,67 @@ def test_sentences_say_the_numbers_of_the_frame(frame):
     assert "interval" in text and "interval" not in reading(frame, sure, "another")[-1]
 
 
-def test_the_sentence_about_frozen_paths_names_the_layer_whose_mlp_is_needed():
-    curves = {"hidden": [0.5, 0.5, 0.5], "hidden_no_mlp": [0.01, 0.02, 0.4], "hidden_no_attention": [0.3, 0.2, 0.1]}
+def frozen(hidden, no_mlp, no_attention):
+    """Sentences about hidden states with these effects by layer, in one language."""
+    curves = {"hidden": hidden, "hidden_no_mlp": no_mlp, "hidden_no_attention": no_attention}
     parts = [made_up({"en": [c] * 2}, kind) for kind, c in curves.items()]
-    parts += [made_up({"en": [[0.1] * 3]}, kind, role) for kind in ("mlp", "attention") for role in ROLES]
+    parts += [made_up({"en": [[0.1] * len(hidden)]}, kind, role) for kind in ("mlp", "attention") for role in ROLES]
     frame = pd.concat(parts, ignore_index=True)
-    text = " ".join(reading(frame, recommend(frame, 1, 1), "another"))
+    return " ".join(reading(frame, recommend(frame, 1, 1), "another"))
+
+
+def test_paths_that_leave_more_than_the_whole_and_effects_that_do_not_rise_are_told_without_contradiction():
+    text = frozen([0.04, 0.03, 0.02], [0.06, 0.02, 0.006], [0.05, 0.0, -0.001])
+    assert "brings back 0.04, with the MLP paths above it frozen 0.06 and with the attention paths frozen 0.05" in text
+    assert "that MLP or attention paths carry its effect is not shown" in text
+    assert "is left" not in text and "rises most" not in text
+    text = frozen([0.04, 0.03, 0.02], [0.01, 0.011, 0.009], [0.05, 0.0, 0.0])
+    assert "that attention paths carry its effect is not shown" in text
+    assert "rises most" not in text, "to two decimals it does not"
+    assert "-0.00" not in frozen([0.001, 0, 0], [-0.001, 0, 0], [-0.001, 0, 0])
+
+
+def bumps(**peaks):
+    """Traces in which a language's facts, twenty unless it is said, all peak where they are told to."""
+    rng = np.random.default_rng(0)
+    facts = {
+        lang: np.exp(-((np.arange(9) - at) ** 2)) + 0.05 * rng.normal(size=(n, 9))
+        for lang, (at, n) in ((lang, p if isinstance(p, tuple) else (p, 20)) for lang, p in peaks.items())
+    }
+    parts = [made_up(facts, kind, role) for kind in ("hidden", "mlp", "attention") for role in ("subject_last", "last")]
+    return pd.concat(parts, ignore_index=True)
+
+
+def same_place(**peaks):
+    frame = bumps(**peaks)
+    return [s for s in reading(frame, recommend(frame, 1, 1), "another") if s.startswith("By language")]
+
+
+def test_languages_that_peak_in_one_place_are_not_shown_to_differ():
+    early, late = same_place(en=3, de=3, zh=3)
+    assert early.startswith(
+        "By language the peak of MLP outputs at the last subject token lies in layer 3 (en 3 [3, 3],"
+    )
+    assert "n = 20 facts per language" in early and "no two languages are shown to differ" in early
+    assert "corrected for 3 pairs" in early and late.startswith("By language the peak of attention outputs at the last")
+
+
+def test_languages_whose_intervals_lie_apart_are_shown_to_differ_and_named():
+    early, _ = same_place(en=3, de=3, zh=6)
+    assert "lies in layers 3 to 6" in early and "en and zh, de and zh are shown to differ" in early
+
+
+def test_a_handful_of_facts_shows_no_difference():
+    early, _ = same_place(en=3, de=3, zh=(6, 5))
+    assert "no two languages are shown to differ" in early and "fewer than 6 facts, and left out: zh" in early
+    assert "n = 5 to 20 facts per language" in early
+    few, _ = same_place(en=3, zh=(6, 1))
+    assert "none could be shown to differ" in few and "zh 6;" in few
+    assert same_place(en=3) == [], "one language is like itself"
+
+
+def test_the_sentence_about_frozen_paths_names_the_layer_whose_mlp_is_needed():
+    text = frozen([0.5, 0.5, 0.5], [0.01, 0.02, 0.4], [0.3, 0.2, 0.1])
     assert "Of the 0.50 that the hidden state of layer 0 brings back, 0.01 is left with the MLP paths" in text
     assert "0.30 with the attention paths" in text
     assert "rises most from layer 1 to layer 2, from 0.02 to 0.40" in text

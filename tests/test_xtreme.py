@@ -13,10 +13,11 @@ import pandas as pd
 import pytest
 from conftest import build_model
 
+from langedit_core.datafiles import NotAvailable
 from langedit_core.languages import CORE, LANGUAGES
 from langedit_core.xtreme import TASKS, XtremeSettings, evaluate, load_task
 from langedit_core.xtreme_answers import wikiann_measures
-from langedit_core.xtreme_data import EXAMPLES, POOL, NotAvailable, available
+from langedit_core.xtreme_data import EXAMPLES, POOL, available
 from langedit_core.xtreme_metrics import ADDITIVE, TASK_METRICS, XTREME_METRICS, bootstrap, corpus_value, features_of
 from langedit_core.xtreme_prompts import (
     SHOTS,

@@ -9,6 +9,7 @@ beforehand, so that there is something to lose.
 from __future__ import annotations
 
 import contextlib
+import itertools
 import json
 import os
 import random
@@ -25,7 +26,7 @@ from pathlib import Path
 
 import toy_study
 
-from langedit_core import study
+from langedit_core import storage, study
 from langedit_core.results import is_done, results_folder
 from langedit_core.storage import CannotWrite, CorruptFile, file_digest, load_tensors
 
@@ -161,7 +162,43 @@ def kills(folder: Path, seed: int) -> dict:
             killed.append(sum(name.startswith("batch") for name in now))
     again = status(run(root))
     losses += not kept(seen, whole(root))
-    return dict(killed=killed, losses=losses, again=again, sealed=toy_study.sealed(root, CELL))
+    left = [path.name for path in root.rglob("*.partial")]
+    return dict(killed=killed, losses=losses, again=again, partials=left, sealed=toy_study.sealed(root, CELL))
+
+
+def kills_while_writing(folder: Path) -> dict:
+    """Runs killed in the middle of each of their first writes; then one that is left alone."""
+    finish_first(root := folder / "results")
+    seen, killed, losses, begun = whole(root), [], 0, set()
+    for write in range(6):
+        pid = run(root, lambda write=write: stop_writing(write))
+        os.waitpid(pid, os.WUNTRACED)
+        os.kill(pid, signal.SIGKILL)
+        status(pid)
+        begun |= {path.name for path in root.rglob("*.partial")}
+        now = whole(root)
+        losses += not kept(seen, now)
+        seen = now
+        killed.append(sum(name.startswith("batch") for name in now))
+    again = status(run(root))
+    losses += not kept(seen, whole(root))
+    left = [path.name for path in root.rglob("*.partial")]
+    sealed = toy_study.sealed(root, CELL)
+    return dict(killed=killed, losses=losses, again=again, begun=len(begun), partials=left, sealed=sealed)
+
+
+def stop_writing(number: int) -> None:
+    """From now on, the write of this number stops this process once half of the content is in its partial."""
+    count = itertools.count()
+    sync = os.fsync
+
+    def fsync(descriptor: int) -> None:
+        if next(count) == number:
+            os.ftruncate(descriptor, os.fstat(descriptor).st_size // 2)
+            os.kill(os.getpid(), signal.SIGSTOP)
+        sync(descriptor)
+
+    storage.os.fsync = fsync
 
 
 class NotAllowed(Exception):
@@ -196,6 +233,7 @@ KINDS: dict[str, Callable[[Path], dict]] = {
     "forbidden": forbidden,
     "kills 1": lambda folder: kills(folder, 1),
     "kills 2": lambda folder: kills(folder, 2),
+    "kills while writing": kills_while_writing,
 }
 
 

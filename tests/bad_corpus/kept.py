@@ -234,14 +234,14 @@ def _drift(change: Callable[[dict, dict], object]):
     return damage
 
 
-ASKED = "the unedited model is asked again"
+ASKED = r"made again: .*before-"
 READ = "the unedited model reads the neutral texts again"
 SHARED = {
-    "answers that are cut": ("before-*.json", _truncate, ASKED),
-    "answers that are no list": ("before-*.json", lambda path: write_sealed(path, 3), ASKED),
+    "answers that are cut": ("before-*.json.xz", _truncate, ASKED),
+    "answers that are no list": ("before-*.json.xz", lambda path: write_sealed(path, 3), ASKED),
     "answers with a field too many": (
-        "before-*.json", lambda path: write_sealed(path, [x | {"run": 1} for x in read_sealed(path)]), ASKED),
-    "an answer too few": ("before-*.json", lambda path: write_sealed(path, read_sealed(path)[1:]), ASKED),
+        "before-*.json.xz", lambda path: write_sealed(path, [x | {"run": 1} for x in read_sealed(path)]), ASKED),
+    "an answer too few": ("before-*.json.xz", lambda path: write_sealed(path, read_sealed(path)[1:]), ASKED),
     "a drift state with a flipped bit": ("drift-*.safetensors", _flip, READ),
     "a drift state that is a pickle": ("drift-*.safetensors", _says(pickle.dumps(3)), READ),
     "a drift state of another shape": (

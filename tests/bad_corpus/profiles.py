@@ -164,7 +164,7 @@ COMMANDS = {
     "a profile nobody has": (_run("--profile", "quik"), "error: unknown profile 'quik'; known: quick"),
     "a profile as a path": (_run("--profile", "../../etc/passwd"), r"unknown profile '\.\./\.\./etc/passwd'"),
     "a profile that is another file": (_run("--profile", "../hparams"), "hparams.yaml: .*Field required"),
-    "a file that is not there": (_run("--profile", "none.yaml"), "unknown profile 'none.yaml'"),
+    "a file that is not there": (_run("--profile", "none.yaml"), "error: there is no file none.yaml"),
     "a file that is no YAML": (_run_file("a: ["), "own.yaml:2: is no YAML|own.yaml:1: is no YAML"),
     "a file with a typo": (_run_file(PROFILE + "girds: 1\n"), "own.yaml: girds: Extra inputs"),
     "a device that is none": (
