@@ -174,10 +174,13 @@ def settings_for(method: str, **changes) -> EditSettings:
     A mapping for `finetune` changes what it names and leaves the rest as the method has it.
 
     Raises:
-        ValueError: Unknown method; lists the known ones.
+        ValueError: Unknown method or setting; lists the known ones.
     """
     if method not in METHODS:
         raise unknown("method", method, METHODS)
+    for name in changes:
+        if name not in EditSettings.model_fields:
+            raise unknown("setting", name, EditSettings.model_fields)
     chosen = METHODS[method] | changes
     if isinstance(changes.get("finetune"), Mapping) and "finetune" in METHODS[method]:
         chosen["finetune"] = METHODS[method]["finetune"].model_dump() | changes["finetune"]

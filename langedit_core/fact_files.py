@@ -96,6 +96,8 @@ def read_sentences(path: str | Path) -> list[str]:
             text = line.decode("utf-8").strip()
         except UnicodeDecodeError as error:
             raise RefusedInput(f"{path}:{number}: is no UTF-8 (byte {error.start + 1}); save it as UTF-8") from error
+        if not text:  # white space of Unicode, which a line of bytes is not seen to be
+            continue
         if not printable(text.replace("\t", " "), LONGEST_SENTENCE):
             raise RefusedInput(
                 f"{path}:{number}: is longer than {LONGEST_SENTENCE:,} characters or holds control characters; "

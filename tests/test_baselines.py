@@ -355,6 +355,11 @@ def test_settings_of_the_baselines_that_make_no_sense_are_refused_by_name(method
         settings_for(method, **(dict(layers=(1,)) | changes))
 
 
+def test_a_setting_that_does_not_exist_is_answered_with_the_known_ones():
+    with pytest.raises(ValueError, match="unknown setting 'layer'; known: layers, "):
+        settings_for("langedit", layer=3)
+
+
 def test_a_change_of_the_training_leaves_its_form_as_the_name_has_it():
     changed = settings_for("ft-released", layers=(1,), finetune=dict(box=0.5)).finetune
     assert changed == METHODS["ft-released"]["finetune"].model_copy(update=dict(box=0.5))

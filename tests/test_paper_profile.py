@@ -149,7 +149,10 @@ def test_a_profile_has_one_model_or_several_and_a_folder_of_reports_for_each():
 def test_one_command_goes_through_all_models(tmp_path, monkeypatch):
     seen = []
     monkeypatch.setattr(models, "load_model", lambda name, device: seen.append((name, device)) or name)
-    monkeypatch.setattr(study, "run_cells", lambda cells, model, root, until: seen.append((model, len(cells), root)))
+    monkeypatch.setattr(study, "check_inputs", lambda cells, *_: None)
+    monkeypatch.setattr(
+        study, "run_cells", lambda cells, model, root, until, without: seen.append((model, len(cells), root))
+    )
     arguments = ["run", "--profile", "paper", "--output-path", str(tmp_path), "--device", "cpu"]
     result = CliRunner().invoke(cli.app, arguments)
     assert result.exit_code == 0, result.output

@@ -9,7 +9,7 @@ from pathlib import Path
 import nbformat
 import pytest
 import yaml
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from nbformat.v4 import new_code_cell, new_notebook
 
@@ -120,6 +120,8 @@ def test_any_lines_are_facts_or_problems_that_can_be_shown(tmp_path, content):
 
 @unhurried
 @given(st.binary(max_size=300))
+@example(b"\x1c")
+@example("\u3000".encode())
 def test_any_bytes_are_sentences_or_refused_by_their_line(tmp_path, content):
     path = tmp_path / "corpus.txt"
     path.write_bytes(content)

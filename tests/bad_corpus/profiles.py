@@ -77,7 +77,7 @@ TEXTS: dict[str, tuple[str | bytes, int | None, str]] = {
     "an endless name": (_with("mine", "x" * 500), 1, "name: String should have at most 60"),
     "settings that do not fit": (_grid("changes: [{ridge: -1}]"), 7, "greater than 0"),
     "settings of a wrong kind": (_grid("changes: [3]"), 12, "valid dictionary"),
-    "an unknown setting": (_grid("changes: [{power: 3}]"), 7, "power: Extra inputs"),
+    "an unknown setting": (_grid("changes: [{power: 3}]"), 7, "unknown setting 'power'; known: "),
     "a ridge that is NaN": (_grid("changes: [{ridge: .nan}]"), 7, "ridge: .*finite number|greater than 0"),
     "a ridge that is infinite": (_grid("changes: [{ridge: .inf}]"), 7, "ridge: .*finite number"),
     "a threshold that is NaN": (
