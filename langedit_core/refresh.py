@@ -242,38 +242,3 @@ def ratios(rows: pd.DataFrame, estimate_at: Sequence[int] = (28672,)) -> pd.Data
                 out.append({"d": d} | same | {"seconds": law(d), "n": 0, "source": told} | times)
     table = pd.DataFrame(out).astype({"rank": "Int64"})  # whole numbers, though estimates have none
     return table.sort_values(["new keys", "d"], kind="stable", ignore_index=True)
-
-
-def reading(rows: pd.DataFrame, target: float = 100.0, most: float = 1e-5) -> list[str]:
-    """Sentences about the refresh; is the aim of `target` times, at a leak of at most `most`, met where d is largest?
-
-    On a machine that is busy with other things a short task is interrupted less than a long one, so the aim counts as
-    met only if it is in processor seconds too.
-    """
-    table, out = ratios(rows), []
-    measured, estimates = table[table["n"] > 0], table[(table["n"] == 0) & (table["kind"] == "exact")]
-    for added, part in measured[measured["kind"] == "exact"].groupby("new keys"):
-        widest = part.loc[part["d"].idxmax()]
-        at = measured[(measured["new keys"] == added) & (measured["d"] == widest["d"])].set_index("kind")
-        own, times, cpu = at.loc["incremental"], widest["times incremental"], widest["times, processor"]
-        met = "met" if min(times, cpu) >= target and own["leak"] <= most else "missed"
-        sentence = (
-            f"{added} new keys at d = {widest['d']}, the widest decomposition measured: {widest['seconds']:.3g} s "
-            f"exact, {own['seconds']:.3g} s incremental, {times:.0f} times on the clock and {cpu:.0f} in processor "
-            f"seconds (medians of {widest['n']} and {own['n']}), leak in float32 {own['leak']:.1e}: the aim of "
-            f"{target:.0f} times at most {most:.0e} is {met} at this width."
-        )
-        for kind, name in (("randomized", "The range finder"), ("full_keys", "The SVD of all stored keys")):
-            if kind in at.index:
-                sentence += f" {name} takes {at.loc[kind, 'times, processor']:.1f} times the increment."
-        out.append(sentence)
-        law = PowerLaw.fit(part["d"].tolist(), part["seconds"].tolist())
-        if law:
-            told = ", ".join(map(str, law.widths))
-            out.append(f"From d = {told} the exact refresh grows as d^{law.exponent:.2f} ({added} new keys).")
-    for _, row in estimates.iterrows():
-        out.append(
-            f"At d = {row['d']} with {row['new keys']} new keys an exact refresh would take {row['seconds'] / 60:.0f} "
-            f"minutes ({row['source']}), {row['times incremental']:.0f} times the incremental one, which was measured."
-        )
-    return out
