@@ -157,8 +157,9 @@ def save(fig: Figure, folder: str | Path, name: str, alt: str | None = None) -> 
 def _with_palette(png: io.BytesIO) -> bytes:
     """The picture in 256 colours: a third of the bytes, and a report holds them several times."""
     out = io.BytesIO()
-    # k-means: median cut alone gives away the ends of a colour scale, which are few pixels
-    shown = Image.open(png).convert("RGB").quantize(256, kmeans=2, dither=Image.Dither.NONE)
+    # by coverage: median cut gives away colours of few pixels, such as a scale's ends, or takes two of them for one
+    method = Image.Quantize.MAXCOVERAGE
+    shown = Image.open(png).convert("RGB").quantize(256, method, kmeans=1, dither=Image.Dither.NONE)
     shown.save(out, "png", optimize=True, dpi=(DPI, DPI))
     return out.getvalue()
 

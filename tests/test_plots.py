@@ -362,3 +362,16 @@ def test_saved_figure_shows_the_saved_bytes_and_describes_itself(frame, tmp_path
     assert bundle["image/png"] == (tmp_path / "bars.png").read_bytes()
     assert metadata["image/png"]["alt"] == "All methods; efficacy"
     assert re.match(rb"\x89PNG", bundle["image/png"])
+
+
+def test_a_palette_keeps_small_areas_of_their_own_colour_apart():
+    y, x = np.mgrid[0:400, 0:400]
+    picture = np.stack([x % 256, y % 256, (x + y) % 256], axis=2).astype(np.uint8)  # far more than 256 colours
+    solid = {(2, 2): (230, 159, 0), (2, 42): (213, 94, 0)}  # two that are near each other, 36 pixels each
+    for (row, column), colour in solid.items():
+        picture[row : row + 6, column : column + 6] = colour
+    png = io.BytesIO()
+    Image.fromarray(picture).save(png, "png")
+    shown = np.asarray(Image.open(io.BytesIO(plots._with_palette(png))).convert("RGB")).astype(int)
+    for (row, column), colour in solid.items():
+        assert np.abs(shown[row + 3, column + 3] - colour).max() < 20
