@@ -24,7 +24,6 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.image import AxesImage
 from matplotlib.ticker import LogLocator, NullLocator
-from PIL import Image
 
 from langedit_core.errors import unknown
 from langedit_core.storage import write_bytes
@@ -54,6 +53,7 @@ METHODS: dict[str, tuple[str, str]] = {  # colour, marker; methods not named her
     "langedit-sphere": (GREEN, "h"),
     "langedit-released": (GREEN, "^"),
     "langedit-full": (GREEN, "X"),
+    "langedit-literal": (GREEN, "v"),
 }
 FOCUS = ("memit", "alphaedit", "langedit", "evoedit")  # where lines are many, the others are grey
 FEW = 6  # so many lines can all have their colour
@@ -75,20 +75,24 @@ WHEN = {  # moment of measurement
 
 @dataclass(frozen=True, kw_only=True)
 class SavedFigure:
-    """A figure on disk, shown by a notebook as exactly the bytes that were saved.
+    """A figure on disk, shown by a notebook as exactly what was saved.
+
+    A page takes the SVG. A notebook that somebody else has executed is not trusted, and JupyterLab shows no SVG
+    of such a one: it takes the PNG.
 
     Attributes:
-        png: Path of the PNG; the SVG lies beside it.
-        data: Content of the PNG.
+        svg: Content of the SVG.
+        png: Content of the PNG.
         alt: What the picture shows, for those who cannot see it.
     """
 
-    png: Path
-    data: bytes
+    svg: str
+    png: bytes
     alt: str
 
     def _repr_mimebundle_(self, include=None, exclude=None) -> tuple[dict, dict]:
-        return {"image/png": self.data, "text/plain": self.alt}, {"image/png": {"alt": self.alt}}
+        shown = {"image/svg+xml": self.svg, "image/png": self.png}
+        return shown | {"text/plain": self.alt}, {kind: {"alt": self.alt} for kind in shown}
 
 
 @cache
@@ -146,22 +150,11 @@ def save(fig: Figure, folder: str | Path, name: str, alt: str | None = None) -> 
         fig.set_layout_engine("none")  # constrained layout moves a little at every drawing
         fig.savefig(png, format="png", dpi=DPI, metadata={"Software": None})
         fig.savefig(svg, format="svg", metadata={"Date": None, "Creator": None})
-    small = _with_palette(png)
     write_bytes(folder / f"{name}.svg", svg.getvalue())
-    write_bytes(folder / f"{name}.png", small)
+    write_bytes(folder / f"{name}.png", png.getvalue())
     titles = [fig.get_suptitle(), *(axes.get_title(loc="left") for axes in fig.axes)]
     described = alt or "; ".join(title for title in titles if title) or name
-    return SavedFigure(png=folder / f"{name}.png", data=small, alt=described)
-
-
-def _with_palette(png: io.BytesIO) -> bytes:
-    """The picture in 256 colours: a third of the bytes, and a report holds them several times."""
-    out = io.BytesIO()
-    # by coverage: median cut gives away colours of few pixels, such as a scale's ends, or takes two of them for one
-    method = Image.Quantize.MAXCOVERAGE
-    shown = Image.open(png).convert("RGB").quantize(256, method, kmeans=1, dither=Image.Dither.NONE)
-    shown.save(out, "png", optimize=True, dpi=(DPI, DPI))
-    return out.getvalue()
+    return SavedFigure(svg=svg.getvalue().decode(), png=png.getvalue(), alt=described)
 
 
 def method_dots(
@@ -650,4 +643,8 @@ def _legend(fig: Figure, axes: Axes, columns: int, title: str) -> None:
     if title:
         fig.suptitle(title, x=0.01, ha="left", fontsize=12)
     handles, labels = axes.get_legend_handles_labels()
-    fig.legend(handles, labels, loc="outside lower center", ncols=min(columns, 6))
+    for number in range(min(columns, 6), 0, -1):
+        legend = fig.legend(handles, labels, loc="outside lower center", ncols=number)
+        if number == 1 or legend.get_window_extent().width < fig.bbox.width:
+            return
+        legend.remove()  # long names: fewer of them side by side

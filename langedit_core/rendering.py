@@ -5,13 +5,12 @@ drops all else, scripts and styles with their content; pictures are embedded, an
 written.
 """
 
-import base64
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.resources import as_file, files
 from pathlib import Path
-from urllib.parse import urlsplit
+from urllib.parse import quote, urlsplit
 
 import bleach
 import jinja2
@@ -59,6 +58,7 @@ TAGS = {
         "tr",
     ),
 }
+SAFE = " /:;,=()!?@+*-._~{}"  # written as they are in the address of a picture: they end no attribute and no address
 ATTRIBUTES = {
     "*": ["class", "id", "title", "lang"],
     "td": ["colspan", "rowspan"],
@@ -137,7 +137,7 @@ def render(executed: str | Path, page: str | Path, *, provenance: str = "") -> R
             extra_template_basedirs=[str(folder)],
             embed_images=True,
             exclude_anchor_links=True,
-            filters={"clean": clean, "base64": _base64},
+            filters={"clean": clean, "data_url": _data_url},
             # The template loads none of these; blank, so that no later edit of it can.
             mathjax_url="",
             require_js_url="",
@@ -206,8 +206,9 @@ def _style() -> str:
     return (TEMPLATES / "style.css").read_text(encoding="utf-8")
 
 
-def _base64(text: str) -> str:
-    return base64.b64encode(text.encode()).decode()
+def _data_url(svg: str) -> str:
+    """Address of a picture that a page holds itself: as text, of which version control keeps the changes only."""
+    return "data:image/svg+xml," + quote(svg, safe=SAFE)
 
 
 def _write_page(path: Path, text: str) -> None:

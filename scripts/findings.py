@@ -149,8 +149,8 @@ def decomposition() -> str:
         f"{thin['seconds']:.1f} s where an eigendecomposition takes {cost['seconds']:.0f} s at d = 14,336 "
         f"({cost['times incremental']:.0f} times, leak {leak} in float32). Whether that space is the one to edit in is "
         "another question (exact keys, above) "
-        f"([figure]({R}/figures/cost_refresh.png), [08]({R}/08_cost.html); "
-        f"[figure]({R}/figures/null_spaces_batches_atlas.png), {N03})."
+        f"([figure]({R}/figures/cost_refresh.svg), [08]({R}/08_cost.html); "
+        f"[figure]({R}/figures/null_spaces_batches_atlas.svg), {N03})."
     )
 
 
@@ -168,7 +168,7 @@ def capacity() -> str:
         f"fact a tenth of its key's energy after {exact['≤ 0.1']} facts and a twentieth after {exact['≤ 0.05']}; the "
         "running covariance still has "
         f"{mean['free at last']:,} directions free after {mean['keys']:,}, since it hardly protects any "
-        f"([figure]({R}/figures/exhaustion_capacity.png)). Real edits fail for other reasons: on mzsRE `evoedit` falls "
+        f"([figure]({R}/figures/exhaustion_capacity.svg)). Real edits fail for other reasons: on mzsRE `evoedit` falls "
         f"below an efficacy of one half within {real['edits'].max()}, `alphaedit` and `langedit` do not, and on the "
         f"small `atlas-lm` batches of {small['first_edits']:.0f} fail from the first one on (efficacy "
         f"{small['first_value']:.2f} with {small['first_capacity']:.2f} of a key's energy left), while `evoedit` has "
@@ -193,8 +193,8 @@ def how_many_languages() -> str:
         "**How many languages fit?** That languages cost anything is not shown: with as many edits, sequences in more "
         f"languages than two change the efficacy of the first languages' facts by {'; '.join(told)}, while the edits "
         f"that follow take {min(lost):.0f} to {max(lost):.0f} points from them "
-        f"([figure]({R}/figures/languages_same_facts_{[*known][-1]}.png)). In {len(taken)} languages keys share most "
-        f"within a script ([map]({R}/figures/languages_map.png)), and protecting one language takes {others:.2f} of "
+        f"([figure]({R}/figures/languages_same_facts_{[*known][-1]}.svg)). In {len(taken)} languages keys share most "
+        f"within a script ([map]({R}/figures/languages_map.svg)), and protecting one language takes {others:.2f} of "
         f"the energy of another's keys ({own:.2f} of its own other half's, {N05})."
     )
 
@@ -229,7 +229,7 @@ def transfer() -> str:
         f"{apart['transfer_n']} and {names['different_n']} facts). On Gemma it is {ci(gemma)} (n = {gemma['facts']}), "
         f"{ci(neither)} where neither subject nor object is written alike (n = {neither['facts']}), and on natural "
         f"facts {ci(natural)} (n = {natural['facts']}); no projection is shown to suppress it "
-        f"([figure]({R}/figures/transfer_matrix_atlas.png), {N06})."
+        f"([figure]({R}/figures/transfer_matrix_atlas.svg), {N06})."
     )
 
 

@@ -2,6 +2,7 @@
 
 import re
 import sys
+from urllib.parse import unquote
 
 import nbformat
 import pytest
@@ -263,12 +264,22 @@ def test_markup_in_data_is_harmless_in_a_report(tmp_path, kind, cell):
     assert "bold" in page or kind in ("javascript", "svg", "style"), "what is harmless is still shown"
 
 
-def test_provenance_and_alternative_texts_are_escaped(tmp_path):
-    pixel = "iVBORw0KGgo="
-    cell = output("display_data", {"image/png": pixel}, **{"image/png": {"alt": 'x" onload="y'}})
+@pytest.mark.parametrize("kind", ["image/png", "image/svg+xml"])
+def test_provenance_and_alternative_texts_are_escaped(tmp_path, kind):
+    cell = output("display_data", {kind: "iVBORw0KGgo="}, **{kind: {"alt": 'x" onload="y'}})
     page = shown(tmp_path, [new_markdown_cell("# A <b>& B"), cell])
     assert "model &lt;tiny&gt; &amp; data" in page
     assert BeautifulSoup(page, "html.parser").img["alt"] == 'x" onload="y'
+    assert_harmless(page)
+
+
+def test_a_drawing_is_in_the_page_as_text_that_gives_the_drawing_back(tmp_path):
+    drawing = '<svg viewBox="0 0 9 9"><!-- 100 % \u2212 "数" -->\n<path d="M 1 2 \nL 3 4" style="fill: #0072B2"/></svg>'
+    page = shown(tmp_path, [output("display_data", {"image/svg+xml": drawing, "image/png": "iVBORw0KGgo="})])
+    [picture] = BeautifulSoup(page, "html.parser")("img")
+    kind, _, text = picture["src"].partition(",")
+    assert kind == "data:image/svg+xml" and unquote(text) == drawing
+    assert not re.search(r"[\n\"#<>]", picture["src"]), "characters that would end the address or be left out of it"
     assert_harmless(page)
 
 
