@@ -182,12 +182,16 @@ class Study:
         order = {name: i for i, name in enumerate([*METRICS, *self.methods])}
         return found.sort_values(["metric", "b"], key=lambda names: names.map(order), ignore_index=True)
 
-    def comparisons(self, data: str, reference: str, when: str = "final") -> pd.DataFrame:
-        """`tests` as it is read: differences with their 95 % intervals, verdicts from the corrected p-values."""
-        found = self.tests(data, reference, when)
-        told = [format_ci(*row) for row in found[["difference", "low", "high"]].itertuples(index=False)]
-        found = found.assign(difference=told).rename(columns={"b": f"{reference} against", "n_facts": "n"})
-        return found[["metric", f"{reference} against", "difference", "n", "p_holm", "verdict"]]
+    def comparisons(self, data: str, *references: str, when: str = "final") -> pd.DataFrame:
+        """`tests` as it is read: differences with their 95 % intervals, verdicts from the corrected p-values.
+
+        Of several references every one is a family of its own, and those that are not in `compared` are left out.
+        """
+        found = [self.tests(data, m, when).assign(method=m) for m in references if data in self.compared(m)]
+        rows = pd.concat(found, ignore_index=True)
+        told = [format_ci(*row) for row in rows[["difference", "low", "high"]].itertuples(index=False)]
+        rows = rows.assign(difference=told).rename(columns={"b": "against", "n_facts": "n"})
+        return rows[["metric", "method", "against", "difference", "n", "p_holm", "verdict"]]
 
     def bold(self) -> set[tuple]:
         """Cells of the headline table that may be bold: `headline(study.main, bold=study.bold())`."""
@@ -228,12 +232,17 @@ class Study:
         """Data sets edited in more than one batch, where a later batch can do something to an earlier one."""
         return [data for data in self.datasets if self.cell(data).batches > 1]
 
-    def compared(self, reference: str) -> list[str]:
-        """Data sets on which `reference` and another method edited the same facts."""
+    def compared(self, *references: str) -> list[str]:
+        """Data sets on which one of `references` and another method edited the same facts."""
         return [
             data
             for data in self.datasets
-            if any(self._seeds(data, reference) & self._seeds(data, m) for m in self.methods_of(data) if m != reference)
+            if any(
+                self._seeds(data, reference) & self._seeds(data, m)
+                for reference in references
+                for m in self.methods_of(data)
+                if m != reference
+            )
         ]
 
     def design(self) -> pd.DataFrame:
@@ -310,8 +319,11 @@ class Study:
                 columns.setdefault(data, {})[heading] = ", ".join(methods) or MISSING
         return pd.DataFrame(columns).rename_axis("metric").reset_index()
 
-    def verdicts(self, data: str, reference: str) -> pd.DataFrame:
-        """`tests` on a page: a row per other method, a column per metric, bold where a difference is shown."""
+    def verdicts(self, data: str, *references: str) -> pd.DataFrame:
+        """`tests` on a page: a row per pair of methods, a column per metric, bold where a difference is shown."""
+        return pd.concat([self._verdicts(data, m) for m in references if data in self.compared(m)], ignore_index=True)
+
+    def _verdicts(self, data: str, reference: str) -> pd.DataFrame:
         found = self.tests(data, reference)
         cells = [
             Bold(f"{told} {d.verdict}") if d.verdict in ("better", "worse") else told
@@ -325,7 +337,9 @@ class Study:
         rows, names = list(dict.fromkeys(found["b"])), [m for m in FULL if m in set(found["metric"])]
         wide = wide.reindex(index=rows, columns=names).rename(columns=FULL)
         counts = counts.reindex(rows).rename(columns={"n_facts": "n", "n_seeds": "seeds"})
-        return wide.join(counts).rename_axis(f"{reference} against", axis=0).rename_axis(None, axis=1).reset_index()
+        shown = wide.join(counts).rename_axis("against", axis=0).rename_axis(None, axis=1).reset_index()
+        shown.insert(0, "method", reference)
+        return shown
 
     def languages(self, data: str, metric: str, when: str, unedited: bool = False) -> pd.DataFrame:
         """Methods × languages: one metric at one moment; with `unedited` the model before editing is the first row."""

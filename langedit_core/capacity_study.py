@@ -356,6 +356,45 @@ def fitted_on_real(fit: pd.DataFrame, told: pd.DataFrame, found: pd.DataFrame, d
     return pd.DataFrame(rows)
 
 
+def beside_spectrum(fitted: pd.DataFrame, predictions: pd.DataFrame | None) -> pd.DataFrame:
+    """`fitted_on_real` with a column more: the limit of the curve that the spectrum predicts.
+
+    Args:
+        fitted: free share, share, fitted, measured.
+        predictions: `predictions`; None where the keys are too few to predict anything.
+    """
+    told = [np.nan] * len(fitted)
+    if predictions is not None:
+        curves = dict(list(predictions.groupby("fraction")))
+        asked = [(curves[free], share) for free, share in zip(fitted["free share"], fitted["share"], strict=True)]
+        told = [limit(c.assign(survival=c["predicted"]), share * c["survival"].iloc[0]) for c, share in asked]
+    return fitted.assign(**{"from the spectrum": told})
+
+
+def limits_reading(found: pd.DataFrame) -> list[str]:
+    """A sentence about how far the limits of `beside_spectrum` are from those measured; none where none was reached."""
+    known = found.dropna(subset="measured")
+    if known.empty:
+        return []
+    said = f"On these real keys the fit is {_off(known['fitted'], known['measured'])} (n = {len(known)} limits)"
+    both = known.dropna(subset="from the spectrum")
+    if len(both):
+        said += (
+            f"; the limits told from the spectrum of the keys are {_off(both['from the spectrum'], both['measured'])}"
+        )
+    return [f"{said}."]
+
+
+def _off(told: pd.Series, measured: pd.Series) -> str:
+    """How far predictions are off, as words and whole per cents."""
+    low, high = (round(100 * end) for end in ((told / measured - 1).min(), (told / measured - 1).max()))
+    if low < 0 < high:
+        return f"between {-low} % too low and {high} % too high"
+    ends = sorted((abs(low), abs(high)))
+    span = f"{ends[1]} %" if ends[0] == ends[1] else f"{ends[0]} to {ends[1]} %"
+    return f"{span} too {'low' if low < 0 else 'high'}" if ends[1] else "right to a per cent"
+
+
 def reading(
     mixed: MixedKeys, found: pd.DataFrame, told: pd.DataFrame, synth: pd.DataFrame, fit: pd.DataFrame
 ) -> list[str]:

@@ -13,7 +13,6 @@ import numpy as np
 import pandas as pd
 import torch
 
-from langedit_core.capacity import limit
 from langedit_core.contexts import Contexts
 from langedit_core.covariance import KeyCovariance
 from langedit_core.editors import BatchReport, Editor
@@ -186,48 +185,6 @@ def _all_edits(row: object, own: pd.DataFrame) -> str:
     if row.sofar_below > row.first_edits:
         return f"{asked} fall below it after {row.sofar_below} ({value:.2f})"
     return f"{asked} are below it at the first batch already ({value:.2f})"
-
-
-# --- limits of real keys, told from synthetic ones or from their own spectrum -----------------------------------------
-
-
-def beside_spectrum(fitted: pd.DataFrame, predictions: pd.DataFrame | None) -> pd.DataFrame:
-    """`capacity_study.fitted_on_real` with a column more: the limit of the curve that the spectrum predicts.
-
-    Args:
-        fitted: free share, share, fitted, measured.
-        predictions: `capacity_study.predictions`; None where the keys are too few to predict anything.
-    """
-    told = [np.nan] * len(fitted)
-    if predictions is not None:
-        curves = dict(list(predictions.groupby("fraction")))
-        asked = [(curves[free], share) for free, share in zip(fitted["free share"], fitted["share"], strict=True)]
-        told = [limit(c.assign(survival=c["predicted"]), share * c["survival"].iloc[0]) for c, share in asked]
-    return fitted.assign(**{"from the spectrum": told})
-
-
-def limits_reading(found: pd.DataFrame) -> list[str]:
-    """A sentence about how far the limits of `beside_spectrum` are from those measured; none where none was reached."""
-    known = found.dropna(subset="measured")
-    if known.empty:
-        return []
-    said = f"On these real keys the fit is {_off(known['fitted'], known['measured'])} (n = {len(known)} limits)"
-    both = known.dropna(subset="from the spectrum")
-    if len(both):
-        said += (
-            f"; the limits told from the spectrum of the keys are {_off(both['from the spectrum'], both['measured'])}"
-        )
-    return [f"{said}."]
-
-
-def _off(told: pd.Series, measured: pd.Series) -> str:
-    """How far predictions are off, as words and whole per cents."""
-    low, high = (round(100 * end) for end in ((told / measured - 1).min(), (told / measured - 1).max()))
-    if low < 0 < high:
-        return f"between {-low} % too low and {high} % too high"
-    ends = sorted((abs(low), abs(high)))
-    span = f"{ends[1]} %" if ends[0] == ends[1] else f"{ends[0]} to {ends[1]} %"
-    return f"{span} too {'low' if low < 0 else 'high'}" if ends[1] else "right to a per cent"
 
 
 # --- every way to fail, provoked --------------------------------------------------------------------------------------

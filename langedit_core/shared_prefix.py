@@ -7,7 +7,6 @@ columns differ as positions do, which windowed attention counts. The result equa
 
 from __future__ import annotations
 
-import math
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 
@@ -18,6 +17,7 @@ from transformers import DynamicCache
 
 from langedit_core.errors import RefusedInput
 from langedit_core.forward import leaving_at
+from langedit_core.memory import as_memory_allows
 from langedit_core.models import EditableModel
 
 CELLS = 8192
@@ -160,51 +160,6 @@ class Running:
         """Go on with these rows only."""
         self.mask, self.positions = self.mask[rows], self.positions[rows]
         self.cache.keep(rows)
-
-
-_MEMORY = ("out of memory", "not enough memory", "can't allocate memory", "ALLOC_FAILED")
-"""What errors say when memory ran out: CUDA's and MPS's, the processor's on Windows and on Linux, cuBLAS's."""
-
-
-def lacks_memory(error: BaseException) -> bool:
-    """Whether memory ran out. PyTorch has a class for it on GPUs only; elsewhere the text has to tell."""
-    return isinstance(error, torch.OutOfMemoryError) or any(text in str(error) for text in _MEMORY)
-
-
-def as_memory_allows(
-    groups: Sequence[Sequence[int]],
-    work: Callable[[list[int]], None],
-    *,
-    most: int | None = None,
-    alone: Callable[[int, RuntimeError], str],
-) -> Iterator[list[int]]:
-    """Do `work` on the members of every group together, in parts that halve when memory runs out; yields parts done.
-
-    Args:
-        groups: What may be done together, in this order.
-        work: May be called again with half of a part that failed.
-        most: Members of a part at first; None: whole groups. Once memory ran out, parts stay as small as was needed.
-        alone: Text of the error about a member that does not fit alone.
-
-    Raises:
-        MemoryError: Even a single member does not fit.
-    """
-    size = max(map(len, groups), default=0) if most is None else most
-    for group in groups:
-        rest = list(group)
-        while rest:
-            part = rest[:size]
-            try:
-                work(part)
-            except RuntimeError as error:
-                if not lacks_memory(error):
-                    raise
-                if len(part) == 1:
-                    raise MemoryError(alone(part[0], error)) from error
-                size = math.ceil(len(part) / 2)
-                continue
-            rest = rest[len(part) :]
-            yield part
 
 
 def in_batches(

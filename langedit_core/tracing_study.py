@@ -6,7 +6,7 @@ A trace is kept under the hash of everything it depends on, so a stopped run goe
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -114,10 +114,9 @@ def trace_known(
         return dict(counts=known.counts.to_dict("list"), deviation=known.deviation, columns=columns)
 
     key = dict(
-        engine=ENGINE, model=model.fingerprint, data=data.fingerprint, langs=list(langs), asked=asked, traced=traced,
-        settings=settings.model_dump(mode="json"),
+        data=data.fingerprint, langs=list(langs), asked=asked, traced=traced, settings=settings.model_dump(mode="json")
     )  # fmt: skip
-    told = kept(_under(records), f"traced-{data.name}", key, made)
+    told = _kept(model, records, f"traced-{data.name}", key, made)
     counts, frame = (
         pd.DataFrame(told[part], columns=list(c)) for part, c in (("counts", COUNTS), ("columns", COLUMNS))
     )
@@ -170,8 +169,7 @@ def find_known(
 def known_facts(model: EditableModel, facts: Sequence[Fact], results: str | Path | None = None) -> list[Fact]:
     """Facts whose whole true answer (the target, where the source tells no truth) greedy generation gives."""
     asked = [(fact.text, LANGUAGES[fact.lang].join + (fact.truth or fact.target)) for fact in facts]
-    key = dict(engine=ENGINE, model=model.fingerprint, asked=asked)
-    scores = kept(_under(results), "known", key, lambda: [score.em for score in score_probes(model, asked)])
+    scores = _kept(model, results, "known", dict(asked=asked), lambda: [s.em for s in score_probes(model, asked)])
     return [fact for fact, known in zip(facts, scores, strict=True) if known]
 
 
@@ -204,11 +202,11 @@ def trace_facts(
     frames = [pd.DataFrame(columns=list(COLUMNS))]
     for fact in tqdm(facts, unit="fact", disable=quiet, mininterval=1.0, dynamic_ncols=True):
         key = dict(
-            engine=ENGINE, model=model.fingerprint, deviation=deviation, settings=settings.model_dump(mode="json"),
-            prompt=fact.prompt, subject=fact.subject, answer=fact.truth or fact.target, lang=fact.lang,
+            deviation=deviation, settings=settings.model_dump(mode="json"), prompt=fact.prompt, subject=fact.subject,
+            answer=fact.truth or fact.target, lang=fact.lang,
         )  # fmt: skip
-        made = kept(
-            _under(results), "trace", key, lambda fact=fact: _summary(model, fact, deviation, settings, columns)
+        made = _kept(
+            model, results, "trace", key, lambda fact=fact: _summary(model, fact, deviation, settings, columns)
         )
         frames.append(pd.DataFrame(made).assign(fact=fact.id, lang=fact.lang)[list(COLUMNS)])
     return _typed(pd.concat([f for f in frames if len(f)] or frames, ignore_index=True))
@@ -244,5 +242,13 @@ def _located(model: EditableModel, fact: Fact) -> bool:
     return True
 
 
-def _under(folder: str | Path | None) -> Path | None:
-    return None if folder is None else Path(folder) / "tracing"
+def _kept(model: EditableModel, folder: str | Path | None, what: str, key: dict, make: Callable[[], object]):
+    """`kept` for what a model does; what an edited one does is not kept under the unedited one's fingerprint."""
+    if folder is None:
+        return make()
+
+    def checked() -> object:
+        model.check_unedited("a trace")
+        return make()
+
+    return kept(Path(folder) / "tracing", what, dict(engine=ENGINE, model=model.fingerprint) | key, checked)

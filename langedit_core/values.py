@@ -21,8 +21,8 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from torch import Tensor
 
 from langedit_core.forward import SuffixForward
+from langedit_core.memory import as_memory_allows
 from langedit_core.models import EditableModel
-from langedit_core.shared_prefix import as_memory_allows
 from langedit_core.tokens import Row, align
 from langedit_core.trust import Terms, TrustRegion
 

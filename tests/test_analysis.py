@@ -78,7 +78,7 @@ def test_tests_are_one_family_in_the_order_of_the_metrics_and_comparisons_are_th
     tests, told = study.tests("atlas", "langedit"), study.comparisons("atlas", "langedit")
     assert tests["metric"].tolist() == ["efficacy_tf", "generality_tf", "specificity_same"]
     assert tests["p_holm"].tolist() == pytest.approx((3 * tests["p"]).tolist())  # three equally clear ones
-    assert list(told) == ["metric", "langedit against", "difference", "n", "p_holm", "verdict"]
+    assert list(told) == ["metric", "method", "against", "difference", "n", "p_holm", "verdict"]
     assert told["verdict"].tolist() == tests["verdict"].tolist() and told["p_holm"].tolist() == tests["p_holm"].tolist()
     d = study.compare("atlas", "efficacy_tf", "final", "langedit", "memit")
     assert tests.loc[0, ["difference", "low", "high", "n_facts"]].tolist() == pytest.approx(
@@ -86,6 +86,17 @@ def test_tests_are_one_family_in_the_order_of_the_metrics_and_comparisons_are_th
     )
     with pytest.raises(ValueError, match="no rows"):
         study.comparisons("atlas", "langedit", when="before")
+
+
+def test_each_of_several_references_is_corrected_on_its_own_and_those_not_run_are_left_out(study):
+    asked = ("langedit", "memit", "rome")
+    both = study.comparisons("atlas", *asked)
+    assert both["method"].unique().tolist() == ["langedit", "memit"]
+    for method, rows in both.groupby("method"):
+        pd.testing.assert_frame_equal(rows.reset_index(drop=True), study.comparisons("atlas", method))
+    shown = study.verdicts("atlas", *asked)
+    assert shown[["method", "against"]].to_numpy().tolist() == [["langedit", "memit"], ["memit", "langedit"]]
+    assert study.compared("rome") == [] and study.compared("rome", "memit") == ["atlas"]
 
 
 def test_the_headline_can_mark_the_best_and_what_does_not_differ_from_it(study):
@@ -163,7 +174,7 @@ def test_winners_are_the_bold_ones_best_first(many):
 
 
 def test_verdicts_tell_what_the_corrected_tests_show(many):
-    shown = many.verdicts("mzsre", "langedit").set_index("langedit against")
+    shown = many.verdicts("mzsre", "langedit").set_index("against")
     tests = many.tests("mzsre", "langedit").set_index(["b", "metric"])
     for (method, metric), row in tests.iterrows():
         if metric not in FULL:
@@ -179,10 +190,10 @@ def test_sentences_stay_few_when_methods_are_many_and_name_the_reference(many):
     for data in many.datasets:
         sentences = many.reading(data)
         assert len(sentences) <= 6
-        assert "langedit" in sentences[0] and "of 11)" in sentences[0] and "3 seeds" in sentences[0]
+        assert "langedit" in sentences[0] and f"of {len(MANY)})" in sentences[0] and "3 seeds" in sentences[0]
         assert "langedit against alphaedit" in sentences[2]
         tests = many.tests(data, "langedit")
-        assert f"Of {len(tests)} corrected comparisons with 10 methods" in sentences[3]
+        assert f"Of {len(tests)} corrected comparisons with {len(MANY) - 1} methods" in sentences[3]
         assert f"better in {sum(tests['verdict'] == 'better')}" in sentences[3]
 
 

@@ -123,3 +123,20 @@ def test_an_unfinished_group_of_a_partial_profile_is_told_instead_of_failing(tmp
 
 def test_infinite_limits_leave_no_nan_in_sentences():
     assert capacity_study.whole(np.nan) == "" and capacity_study.whole(12.4) == "12"
+
+
+def test_limits_of_real_keys_stand_beside_those_of_their_spectrum():
+    x = np.arange(0, 101, 10)
+    told = pd.DataFrame(dict(fraction=0.8, protected=x, survival=1 - x / 100, predicted=(1 - x / 80).clip(min=0)))
+    fitted = pd.DataFrame({"free share": 0.8, "share": [0.5, 0.1], "fitted": [40.0, 54.0], "measured": [50.0, 90.0]})
+    found = capacity_study.beside_spectrum(fitted, told)
+    assert found["from the spectrum"].tolist() == pytest.approx([40, 72])
+    assert capacity_study.limits_reading(found) == [
+        "On these real keys the fit is 20 to 40 % too low (n = 2 limits); the limits told from the spectrum of the "
+        "keys are 20 % too low."
+    ]
+    assert capacity_study.beside_spectrum(fitted, None)["from the spectrum"].isna().all()
+    assert "spectrum" not in capacity_study.limits_reading(capacity_study.beside_spectrum(fitted, None))[0]
+    assert capacity_study.limits_reading(found.assign(measured=np.nan)) == []
+    mixed = capacity_study.limits_reading(found.assign(measured=[50.0, 50.0]))[0]
+    assert "the fit is between 20 % too low and 8 % too high" in mixed

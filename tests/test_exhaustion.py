@@ -70,23 +70,6 @@ def test_the_last_direction_is_gone_before_the_batch_that_finds_none():
     assert pd.isna(other["full_after"]) and pd.isna(other["own_below"])
 
 
-def test_limits_of_real_keys_stand_beside_those_of_their_spectrum():
-    x = np.arange(0, 101, 10)
-    told = pd.DataFrame(dict(fraction=0.8, protected=x, survival=1 - x / 100, predicted=(1 - x / 80).clip(min=0)))
-    fitted = pd.DataFrame({"free share": 0.8, "share": [0.5, 0.1], "fitted": [40.0, 54.0], "measured": [50.0, 90.0]})
-    found = exhaustion.beside_spectrum(fitted, told)
-    assert found["from the spectrum"].tolist() == pytest.approx([40, 72])
-    assert exhaustion.limits_reading(found) == [
-        "On these real keys the fit is 20 to 40 % too low (n = 2 limits); the limits told from the spectrum of the "
-        "keys are 20 % too low."
-    ]
-    assert exhaustion.beside_spectrum(fitted, None)["from the spectrum"].isna().all()
-    assert "spectrum" not in exhaustion.limits_reading(exhaustion.beside_spectrum(fitted, None))[0]
-    assert exhaustion.limits_reading(found.assign(measured=np.nan)) == []
-    mixed = exhaustion.limits_reading(found.assign(measured=[50.0, 50.0]))[0]
-    assert "the fit is between 20 % too low and 8 % too high" in mixed
-
-
 def test_batches_are_told_from_the_first_on():
     study = Study([failing(fails=9), failing("langedit")])
     found = exhaustion.by_batch(study, "atlas")

@@ -54,7 +54,24 @@ def test_the_verdict_follows_the_corrected_test(monkeypatch):
     monkeypatch.setitem(toy_study.RATES, "langedit", 0.0001)
     monkeypatch.setitem(toy_study.RATES, "alphaedit", 0.05)
     (sentence,) = verdicts(fabricated(xtreme=False))
-    assert "LangEdit's advantage over AlphaEdit is shown" in sentence
+    assert "the advantage of langedit over AlphaEdit is shown" in sentence
+
+
+def test_both_readings_of_the_mean_are_held_beside_the_claims(monkeypatch):
+    monkeypatch.setitem(toy_study.RATES, "langedit", 0.1)
+    monkeypatch.setitem(toy_study.RATES, "langedit-literal", 0.0001)
+    both = fabricated(("memit", "alphaedit", *published.READINGS), xtreme=False)
+    mean, letter = verdicts(both)
+    assert "advantage of langedit over AlphaEdit is contradicted" in mean
+    assert "advantage of langedit-literal over AlphaEdit is" in letter and "contradicted" not in letter
+    table = beside(both).set_index(["method", "metric"])
+    for method in published.READINGS:
+        d = both.compare("mzsre", "efficacy_tf", "final", method, "alphaedit")
+        told = table.at[(method, EFFICACY), "difference"]
+        assert told.removeprefix("+") == f"{100 * d.value:.2f} [{100 * d.low:.2f}, {100 * d.high:.2f}]"
+        assert float(table.at[(method, EFFICACY), "value"]) == pytest.approx(
+            100 * both.estimate("mzsre", method, "efficacy_tf", "final").value, abs=0.051
+        )
 
 
 def test_equal_methods_show_no_difference_and_say_whether_the_claim_fits(monkeypatch):

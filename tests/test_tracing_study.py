@@ -146,6 +146,19 @@ def test_nothing_kept_is_used_for_something_else(tiny, tmp_path, change):
     assert len(list((tmp_path / "tracing").glob("trace-*"))) == 2
 
 
+def test_what_an_edited_model_does_is_not_kept_as_the_unedited_ones(tiny, tmp_path):
+    facts = [toy.fact(0)]
+    with tiny.restored(), torch.no_grad():
+        assert tiny.fingerprint
+        tiny.write_port(1).weight.mul_(1.5)
+        with pytest.raises(ValueError, match="a trace cannot be kept: tiny-llama is edited"):
+            trace_facts(tiny, facts, 0.5, FEW, results=tmp_path, quiet=True)
+        with pytest.raises(ValueError, match="is edited"):
+            known_facts(tiny, facts, tmp_path)
+        assert len(trace_facts(tiny, facts, 0.5, FEW, quiet=True)), "it may be traced, though"
+    assert not list(tmp_path.rglob("*.xz"))
+
+
 def test_a_damaged_trace_is_made_again(tiny, tmp_path, caplog):
     whole = trace_facts(tiny, [toy.fact(0)], 0.5, FEW, results=tmp_path, quiet=True)
     (path,) = (tmp_path / "tracing").iterdir()

@@ -50,7 +50,8 @@ def cell(method: str = "evoedit", **changes) -> Cell:
 
 RATES = {  # share of its efficacy that an edit loses per later batch, in the fabricated studies
     "ft": 0.30, "rome": 0.12, "memit": 0.04, "memit-seq": 0.02, "rect": 0.05, "prune": 0.06, "alphaedit": 0.003,
-    "langedit": 0.010, "langedit-released": 0.008, "evoedit": 0.003, "alphaedit-sphere": 0.004,
+    "langedit": 0.010, "langedit-literal": 0.009, "langedit-released": 0.008, "evoedit": 0.003,
+    "alphaedit-sphere": 0.004,
 }  # fmt: skip
 TASKS = {"xnli": "xnli2_f1", "pawsx": "pawsx_f1", "mlqa": "mlqa_f1", "wikiann": "wikiann_f1"}
 
