@@ -10,8 +10,10 @@ import argparse
 import sys
 from pathlib import Path
 
-from findings import findings, open_questions
+from findings import NONE, findings, open_questions
 from report_tables import at, path_of, points, table
+
+from langedit_core.published import READINGS
 
 ROOT = Path(__file__).resolve().parents[1]
 METRICS = {
@@ -20,6 +22,8 @@ METRICS = {
     "generality_tf": "generality",
     "specificity_same": "specificity (unchanged)",
 }
+
+VERDICTS = {"better": "**better**", "worse": "**worse**", NONE: ""}
 
 
 def headline() -> str:
@@ -47,14 +51,24 @@ def headline() -> str:
         "The paper reports up to +2.20 points of efficacy over the best baseline, on models of 7 to 8 billion "
         "parameters. Here, paired over facts, at the end:",
         "",
-        "| | points of efficacy | n | verdict (Holm) |",
-        "|---|---|---|---|",
+        f"| points of efficacy beside | n | {' | '.join(f'`{method}` minus it' for method in READINGS)} |",
+        f"|---|---|{'---|' * len(READINGS)}",
     ]
     for data in main["data"].unique():
         if not path_of(f"comparisons_{data}").is_file():  # langedit was not run on it
             continue
-        for _, r in table(f"comparisons_{data}").query("metric == 'efficacy_tf'").iterrows():
-            lines.append(f"| langedit − {r.iloc[1]}, {data} | {points(r['difference'])} | {r['n']} | {r['verdict']} |")
+        found = table(f"comparisons_{data}").query("metric == 'efficacy_tf'")
+        told = {
+            (r["method"], r["against"]): f"{points(r['difference'])} {VERDICTS[r['verdict']]}".strip()
+            for _, r in found.iterrows()
+        }
+        for other in dict.fromkeys(found["against"]):
+            if other == READINGS[0]:  # beside the other reading: the negative of what another row says
+                continue
+            cells = [told.get((method, other), "–") for method in READINGS]
+            n = found.loc[found["against"] == other, "n"].max()
+            lines.append(f"| {other}, {data} | {n} | {' | '.join(cells)} |")
+    lines += ["", "Bold: shown after Holm's correction; the others are not shown to differ."]
     return "\n".join(lines)
 
 
