@@ -435,8 +435,9 @@ def heatmaps(
         known = values[np.isfinite(values)]
         over, under = (known > high + 1e-9).any(), (known < low - 1e-9).any()
         extend = {(True, True): "both", (True, False): "max", (False, True): "min"}.get((over, under), "neither")
+        fits = max(8, int((fig.get_figheight() - 0.7) / 0.085))  # characters beside the bar, less title and labels
         bar = fig.colorbar(
-            image, ax=grid, label=value_label, pad=0.01, extend=extend, aspect=fig.get_figheight() / 0.16
+            image, ax=grid, label=fill(value_label, fits), pad=0.01, extend=extend, aspect=fig.get_figheight() / 0.16
         )
         bar.set_ticks([tick for tick in bar.get_ticks() if low <= tick <= high])
         if title:

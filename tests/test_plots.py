@@ -77,7 +77,19 @@ def sequence(methods=METHODS, steps=9):
     )
 
 
-FIGURES = ["dots", "panels", "many", "sequence", "curves", "many curves", "heatmap", "multiples", "wide", "dumbbells"]
+FIGURES = [
+    "dots",
+    "panels",
+    "many",
+    "sequence",
+    "curves",
+    "many curves",
+    "heatmap",
+    "multiples",
+    "flat",
+    "wide",
+    "dumbbells",
+]
 
 
 @pytest.fixture(params=FIGURES)
@@ -103,6 +115,10 @@ def figure(request, frame, edit):
         case "multiples":
             panels = {method: square(i) for i, method in enumerate(MANY[:10])}
             return plots.heatmaps(panels, title="Small", xlabel="x", ylabel="y", value_label="points", centre=0)
+        case "flat":
+            panels = {method: square(i, 2) for i, method in enumerate(MANY[:4])}
+            label = "change of efficacy, points per batch"
+            return plots.heatmaps(panels, title="Flat", xlabel="language tested", ylabel="language", value_label=label)
         case "wide":
             panels = {method: square(i, 54) for i, method in enumerate(MANY[:10])}
             return plots.heatmaps(panels, title="Wide", xlabel="x", ylabel="y", limits=(0, 1))
