@@ -11,6 +11,8 @@ import math
 from dataclasses import dataclass, replace
 from typing import Literal
 
+import numpy as np
+import scipy.linalg
 import torch
 from jaxtyping import Float
 from pydantic import BaseModel, ConfigDict, Field, model_validator
@@ -147,9 +149,13 @@ def decompose(covariance: Float[Tensor, "d d"]) -> tuple[Float[Tensor, " d"], Fl
     Raises:
         FloatingPointError: NaN or infinity in the covariance.
     """
+    _check_finite(covariance)
+    return tuple(torch.linalg.eigh(covariance.double()))
+
+
+def _check_finite(covariance: Float[Tensor, "d d"]) -> None:
     if not torch.isfinite(covariance).all():
         raise FloatingPointError("the covariance holds NaN or infinity; no null space is taken from it")
-    return tuple(torch.linalg.eigh(covariance.double()))
 
 
 def cut_spectrum(eigenvalues: Float[Tensor, " d"], vectors: Float[Tensor, "d d"], threshold: Threshold) -> NullSpace:
@@ -160,6 +166,29 @@ def cut_spectrum(eigenvalues: Float[Tensor, " d"], vectors: Float[Tensor, "d d"]
 def cut_at(eigenvalues: Float[Tensor, " d"], vectors: Float[Tensor, "d d"], cut: float) -> NullSpace:
     """The same with a number that was found before: eigenvalues below `cut` are free, all of them if it is infinite."""
     return _lowest(vectors, int((eigenvalues < cut).sum()))
+
+
+def space_below(matrix: Float[Tensor, "d d"], cut: float, protected: int) -> NullSpace:
+    """`cut_at(*decompose(matrix), cut)`, on a CPU without the eigenvectors that are free, which are most.
+
+    Args:
+        matrix: Symmetric, positive semidefinite.
+        cut: Eigenvalues below it are free.
+        protected: A guess of how many are not; where it is more than half of all, all eigenvectors are found.
+
+    Raises:
+        FloatingPointError: NaN or infinity in the matrix.
+        numpy.linalg.LinAlgError: LAPACK did not converge (a ValueError).
+    """
+    d = len(matrix)
+    if matrix.device.type != "cpu" or not math.isfinite(cut) or 2 * protected >= d:
+        return cut_at(*decompose(matrix), cut)
+    _check_finite(matrix)
+    # LAPACK's dsyevr takes a range; torch.linalg has nothing that does.
+    _, vectors = scipy.linalg.eigh(
+        matrix.double().numpy(), driver="evr", subset_by_value=(np.nextafter(cut, -np.inf), np.inf), check_finite=False
+    )
+    return NullSpace(d=d, removed=torch.from_numpy(np.ascontiguousarray(vectors)))
 
 
 def _lowest(vectors: Float[Tensor, "d d"], free: int) -> NullSpace:

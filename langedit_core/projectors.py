@@ -22,7 +22,7 @@ from torch import Tensor
 
 from langedit_core.covariance import KeyCovariance
 from langedit_core.errors import unknown
-from langedit_core.nullspace import NullSpace, Threshold, cut_at, cut_spectrum, decompose, orthonormal
+from langedit_core.nullspace import NullSpace, Threshold, cut_at, cut_spectrum, decompose, orthonormal, space_below
 
 # A cut may be an eigenvalue of C₀ itself, which is protected: rounding shall not let go of that one.
 BELOW = 1 - 1e-7
@@ -132,12 +132,22 @@ class Exact:
         keys = torch.cat(self.keys, dim=1).to(self.gram)
         return torch.addmm(self.gram, keys, keys.T)
 
+    @property
+    def guess(self) -> int:
+        """At most so many directions are protected, as long as a key takes one each."""
+        return self.protected + sum(keys.shape[1] for keys in self.keys)
+
+    @property
+    def limit(self) -> float:
+        """Where `matrix` is cut."""
+        return self.cut * BELOW
+
     def decomposed(self, matrix: Float[Tensor, "d d"]) -> NullSpace:
-        return self.below_cut(*decompose(matrix))
+        return space_below(matrix, self.limit, self.guess)
 
     def below_cut(self, eigenvalues: Float[Tensor, " d"], vectors: Float[Tensor, "d d"]) -> NullSpace:
         """The space of a `matrix` that is decomposed already; several cuts can share one decomposition."""
-        return cut_at(eigenvalues, vectors, self.cut * BELOW)
+        return cut_at(eigenvalues, vectors, self.limit)
 
     @property
     def held(self) -> dict[str, Tensor | None]:
@@ -151,8 +161,7 @@ class Randomized(Exact):
     seed: int = 0
 
     def decomposed(self, matrix: Float[Tensor, "d d"]) -> NullSpace:
-        guess = self.protected + sum(keys.shape[1] for keys in self.keys)
-        return randomized_null_space(matrix, self.cut * BELOW, guess, seed=self.seed)
+        return randomized_null_space(matrix, self.limit, self.guess, seed=self.seed)
 
 
 @dataclass(frozen=True)
@@ -198,8 +207,9 @@ class ReleasedMix(Exact):
         keys = torch.cat([w**0.5 * k.to(self.gram) for w, k in zip(weights, self.keys, strict=True)], dim=1)
         return torch.addmm(self.gram, keys, keys.T, beta=whole / self.count)
 
-    def below_cut(self, eigenvalues: Float[Tensor, " d"], vectors: Float[Tensor, "d d"]) -> NullSpace:
-        return cut_at(eigenvalues, vectors, self.cut)
+    @property
+    def limit(self) -> float:
+        return self.cut
 
 
 KINDS = ("exact", "full_keys", "incremental", "randomized")

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from langedit_core.nullspace import NullSpace, Threshold, cut_at, cut_spectrum, exact_null_space, leak
+from langedit_core.nullspace import NullSpace, Threshold, cut_at, cut_spectrum, exact_null_space, leak, space_below
 from langedit_core.solve import RidgeMetric, solve_update
 
 
@@ -337,3 +337,34 @@ def test_single_precision_keys_are_removed_in_double():
     space = space_of(30, 5).without(keys)
     assert space.removed.dtype == torch.float64
     assert float(space.survival(keys).max()) < 1e-24
+
+
+@pytest.mark.parametrize("protected", [0, 1, 3, 4, 7])
+@pytest.mark.parametrize("guess", [0, 3, 8])
+def test_a_space_below_a_cut_is_that_of_the_whole_decomposition(protected, guess):
+    matrix = rotated(SPECTRUM)
+    eigenvalues, vectors = torch.linalg.eigh(matrix)
+    cut = [*eigenvalues.tolist(), 2 * float(eigenvalues[-1])][8 - protected] * (1 - 1e-7)
+    whole, found = cut_at(eigenvalues, vectors, cut), space_below(matrix, cut, guess)
+    assert found.rank == whole.rank == 8 - protected
+    torch.testing.assert_close(found.projection, whole.projection, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("guess", [0, 8])
+def test_a_space_below_an_infinite_cut_is_everything_and_nan_is_refused(guess):
+    matrix = rotated(SPECTRUM)
+    assert space_below(matrix, math.inf, guess).rank == 8
+    matrix[0, 0] = math.nan
+    with pytest.raises(FloatingPointError, match="NaN or infinity"):
+        space_below(matrix, 0.1, guess)
+
+
+def test_a_space_below_a_cut_of_many_like_eigenvalues_is_a_projection():
+    generator = torch.Generator().manual_seed(0)
+    keys = torch.randn(300, 40, generator=generator, dtype=torch.float64)
+    matrix = keys @ keys.T + 1e-9 * torch.eye(300, dtype=torch.float64)  # 260 equal ones below the cut
+    space = space_below(matrix, 1e-3, 40)
+    assert space.rank == 260
+    close = dict(rtol=0, atol=1e-12)
+    torch.testing.assert_close(space.removed.T @ space.removed, torch.eye(40, dtype=torch.float64), **close)
+    assert float(space.project(keys).norm() / keys.norm()) < 1e-12
