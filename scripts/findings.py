@@ -195,13 +195,14 @@ def capacity() -> str:
 
 
 def how_many_languages() -> str:
-    runs = {"atlas": (6, "six"), "mzsre": (12, "twelve")}
+    runs = {"atlas": {6: "six"}, "mzsre": {6: "six", 12: "twelve"}}
     known = {data: of for data, of in runs.items() if path_of(f"languages_prices_{data}").is_file()}
     told, lost = [], []
-    for data, (n, word) in known.items():
-        found = prices(data, f"{n} languages for 2")
-        holds(all(r["verdict"] == NONE for r in found.values()), f"{n} languages cost no more than two on {data}")
-        told.append(f"{differing(found)} on {data} in {word}")
+    for data, numbers in known.items():
+        for n, word in numbers.items():
+            found = prices(data, f"{n} languages for 2")
+            holds(all(r["verdict"] == NONE for r in found.values()), f"{n} languages cost no more than two on {data}")
+            told.append(f"{differing(found)} on {data} in {word}")
         lost += [-100 * float(r["difference"].split()[0]) for r in prices(data, "more edits").values()]
     taken = table("languages_taken_lists").set_index("protected")
     same = taken.index.to_numpy()[:, None] == taken.columns.to_numpy()[None, :]
