@@ -286,7 +286,9 @@ def edit(
     output_path: Annotated[
         Path, typer.Option("--output-path", help="folder for patch.safetensors, adapter/, model/ and report.csv")
     ],
-    method: Annotated[str, typer.Option("--method", help="langedit, alphaedit, memit, ...")] = "langedit",
+    method: Annotated[
+        str, typer.Option("--method", help="langedit, alphaedit, memit, rome, ft, ...; another word lists all")
+    ] = "langedit",
     batch_size: Annotated[int, typer.Option("--batch-size", min=1, help="facts written together")] = 50,
     layers: Annotated[
         str | None, typer.Option("--layers", help="such as 3,4,5; needed for a model without settings of its own")

@@ -270,6 +270,58 @@ def paper_reading(table: pd.DataFrame, tflops: float) -> list[str]:
     return [*out, "The paper's numbers are quoted, the others are estimates from shapes, texts and that throughput."]
 
 
+def interleaved_table(folder: str | Path) -> pd.DataFrame:
+    """What `benchmarks/batches.py` left in `folder`: a row per number of facts and method, medians over rounds.
+
+    Columns facts, method, edits per minute, processor seconds, those of PHASES, steps per fact, the method over the
+    reference (its smallest and largest round in brackets), the same with the reference's search for values, rounds n,
+    machine; empty where nothing was measured.
+    """
+    rows = []
+    for path in sorted(Path(folder).glob("batches*.json")):
+        found = json.loads(path.read_text("utf-8"))
+        where = found["machine"]
+        for row in found["rows"]:
+            (low, high), alike = row["processor_ratio_of_rounds"], row["same_values_ratio"]
+            rows.append(
+                {
+                    "facts": found["facts"],
+                    "method": row["method"],
+                    "edits per minute": row["facts_per_minute"],
+                    "processor": row["processor_seconds"],
+                }
+                | {phase: row["phases"].get(phase, 0.0) for phase in PHASES}
+                | {
+                    "steps": row["steps"],
+                    f"over {row['over']}": f"{row['processor_ratio']:.2f} [{low:.2f}, {high:.2f}]",
+                    "with its values": math.nan if alike is None else alike,
+                    "n": found["rounds"],
+                    "machine": f"{where['processor']}, threads: {where['threads']}, load: {where['load_average']}",
+                }
+            )
+    return pd.DataFrame(rows).sort_values("facts", kind="stable", ignore_index=True) if rows else pd.DataFrame()
+
+
+def interleaved_reading(table: pd.DataFrame) -> list[str]:
+    """Sentences about LangEdit's batch beside AlphaEdit's, one per size of batch."""
+    out = []
+    for facts, part in table.groupby("facts") if len(table) else ():
+        rows = part.set_index("method")
+        if not {"langedit", "alphaedit"} <= set(rows.index):
+            continue
+        ours, others = rows.loc["langedit"], rows.loc["alphaedit"]
+        paper = 100 * (PAPER["langedit"] / PAPER["alphaedit"] - 1)
+        out.append(
+            f"Batches of {facts}: `langedit` takes {ours['processor']:.1f} processor seconds, `alphaedit` "
+            f"{others['processor']:.1f}, {ours['over alphaedit']} times as long (n = {ours['n']} rounds, smallest and "
+            f"largest in brackets). The decomposition is {ours['projection']:.1f} s of it; the search for values is "
+            f"the same code for both and took {ours['steps']:.2f} and {others['steps']:.2f} steps per fact. With "
+            f"`alphaedit`'s search in both the difference is {100 * (ours['with its values'] - 1):+.1f} % (the paper's "
+            f"seconds: {paper:+.0f} %)."
+        )
+    return out
+
+
 def gpu_table(folder: str | Path) -> pd.DataFrame:
     """What `benchmarks/gpu_block.py` left in `folder`: a row per shape and method, medians over the later batches.
 

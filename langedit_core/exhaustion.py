@@ -133,7 +133,7 @@ def ends(rounds: pd.DataFrame, batches: pd.DataFrame, level: float = HALF) -> pd
             | {"of all": last["sofar"], "capacity": f"{first['capacity']:.2f} → {last['capacity']:.2f}"}
             | {"written": f"{first['written']:.2f} → {last['written']:.2f}"}
             | {"‖ΔW‖/‖W‖ per batch": f"{first['relative_update']:.2f} → {last['relative_update']:.2f}"}
-            | {"exhausted": part["exhausted"].sum()}
+            | {"exhausted": f"{part['exhausted'].sum():g}"}
         )
     return pd.DataFrame(out)
 

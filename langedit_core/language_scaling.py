@@ -212,7 +212,7 @@ def reading(study: Study, data: str, found: pd.DataFrame) -> list[str]:
         )
         mine = found[(found["method"] == method) & (found["metric"] == "efficacy_tf")]
         words = [
-            f"{r.effect} {r.difference:+.2f} [{r.low:+.2f}, {r.high:+.2f}] ({r.verdict})" for r in mine.itertuples()
+            f"{r.effect} {r.difference:+z.2f} [{r.low:+z.2f}, {r.high:+z.2f}] ({r.verdict})" for r in mine.itertuples()
         ]
         sentences.append(f"Paired over these facts, p corrected over {len(found)} comparisons: {'; '.join(words)}.")
     worse, edits = found["verdict"] == "worse", found["effect"] == "more edits"

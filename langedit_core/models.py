@@ -285,7 +285,8 @@ def load_model(
     elif re.fullmatch(r"[\w.-]+/[\w.-]+", name) or (name and Path(name).is_dir()):
         source = name
     else:
-        raise unknown("model (not a directory, not an owner/name hub ID)", name, (*PACKAGED, *EMBEDDED))
+        what = "model (not a directory, not an owner/name hub ID such as openai-community/gpt2)"
+        raise unknown(what, name, (*PACKAGED, *EMBEDDED))
 
     device = usable_device(device)
     if Path(source).is_dir():

@@ -103,7 +103,7 @@ def beside(study: Study) -> pd.DataFrame:
                 )
     names = ["data", "metric", "method", "value", "against", "theirs", "difference", "n", "seeds", "paper", "verdict"]
     table = pd.DataFrame(rows, columns=names)
-    return table.assign(paper=[f"up to {p:+.2f}" if np.isfinite(p) else "–" for p in table["paper"]])
+    return table.assign(paper=[f"up to {p:+z.2f}" if np.isfinite(p) else "–" for p in table["paper"]])
 
 
 def verdicts(study: Study) -> list[str]:
@@ -123,7 +123,7 @@ def verdicts(study: Study) -> list[str]:
             claimed = GAIN[EFFICACY]
             inside = 100 * d.low <= claimed <= 100 * d.high
             sentence += (
-                f"; the interval {'holds' if inside else 'does not hold'} the {claimed:+.2f} that the paper reports "
+                f"; the interval {'holds' if inside else 'does not hold'} the {claimed:+z.2f} that the paper reports "
                 "at most over its best baseline"
             )
         sentences.append(sentence + ".")

@@ -65,8 +65,8 @@ def format_ci(value: Real | None, low: Real | None, high: Real | None, n: Real |
     """
     if _absent(value):
         return MISSING
-    interval = "" if _absent(low) or _absent(high) else f" [{low:.2f}, {high:.2f}]"
-    return f"{value:.2f}{interval}" + ("" if n is None or _absent(n) else f", n = {int(n)}")
+    interval = "" if _absent(low) or _absent(high) else f" [{low:z.2f}, {high:z.2f}]"
+    return f"{value:z.2f}{interval}" + ("" if n is None or _absent(n) else f", n = {int(n)}")
 
 
 def save_table(frame: pd.DataFrame, folder: str | Path, name: str) -> SavedTable:

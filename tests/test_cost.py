@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import math
 import random
@@ -10,11 +11,12 @@ from pathlib import Path
 import pandas as pd
 import pytest
 import torch
+import toy
 import toy_study
 
 from langedit_core import cost, refresh
 from langedit_core.analysis import Study
-from langedit_core.editors import METHODS
+from langedit_core.editors import METHODS, Editor, settings_for
 from langedit_core.nullspace import NullSpace
 from langedit_core.refresh import PowerLaw, World, frame, interleaved, measure, ratios
 
@@ -119,15 +121,14 @@ def test_the_papers_difference_stands_beside_the_estimate(tflops, verdict):
 
 
 @pytest.fixture
-def gpu_block(monkeypatch):
+def script(monkeypatch):
+    """Imports a script of `benchmarks/` by name."""
     monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
-    import gpu_block
-
-    return gpu_block
+    return importlib.import_module
 
 
-def test_the_script_for_a_gpu_runs_at_a_tiny_size(gpu_block, tmp_path):
-    found = gpu_block.run("tiny", ["alphaedit", "langedit"], facts=2, batches=2, device="cpu", steps=2)
+def test_the_script_for_a_gpu_runs_at_a_tiny_size(script, tmp_path):
+    found = script("gpu_block").run("tiny", ["alphaedit", "langedit"], facts=2, batches=2, device="cpu", steps=2)
     assert [(r["method"], r["step"]) for r in found["rows"]] == [
         ("alphaedit", 0), ("alphaedit", 1), ("langedit", 0), ("langedit", 1),
     ]  # fmt: skip
@@ -139,10 +140,50 @@ def test_the_script_for_a_gpu_runs_at_a_tiny_size(gpu_block, tmp_path):
     assert "Measured on cpu" in cost.gpu_reading(table)[0]
 
 
-def test_shapes_of_the_script_are_the_published_ones(gpu_block):
-    shapes = gpu_block.SHAPES
+def test_shapes_of_the_script_are_the_published_ones(script):
+    shapes = script("gpu_block").SHAPES
     assert shapes["llama3-8b"][0]["intermediate_size"] == 14336 and len(shapes["llama3-8b"][1]) == 5
     assert shapes["llama3-70b-block"][0]["intermediate_size"] == 28672 and len(shapes["llama3-70b-block"][1]) == 1
+
+
+def test_whole_batches_are_compared_round_by_round_and_the_search_is_told_apart(script, tmp_path):
+    batches = script("batches")
+
+    def runs(*seconds: tuple[float, float]) -> list:
+        return [
+            batches.Timed(clock=2 * (v + p), processor=v + p, phases=dict(values=v, projection=p), steps=3.0)
+            for v, p in seconds
+        ]
+
+    found = dict(alphaedit=runs((90, 10), (190, 10), (290, 10)), langedit=runs((110, 20), (180, 20), (290, 20)))
+    rows = batches.summary(found | dict(ft=runs((40, 0), (50, 0), (60, 0))), facts=100, other_search=["ft"])
+    ours = rows[1]
+    assert ours["processor_ratio"] == ours["ratio"] == pytest.approx(1.0)  # of medians: 200 and 200
+    assert ours["processor_ratio_of_rounds"] == pytest.approx([1.0, 1.3])
+    assert ours["same_values_ratio"] == pytest.approx(1.05)  # ten seconds of decomposition on two hundred
+    assert ours["facts_per_minute"] == pytest.approx(15.0) and rows[2]["same_values_ratio"] is None
+    where = dict(processor="X", threads=1, load_average="1.0")
+    (tmp_path / "batches_100.json").write_text(json.dumps(dict(facts=100, rounds=3, rows=rows, machine=where)))
+    table = cost.interleaved_table(tmp_path)
+    assert table["over alphaedit"].tolist() == ["1.00 [1.00, 1.00]", "1.00 [1.00, 1.30]", "0.25 [0.20, 0.40]"]
+    (sentence,) = cost.interleaved_reading(table)
+    assert "the difference is +5.0 %" in sentence and "+21 %" in sentence and "decomposition is 20.0 s" in sentence
+
+
+def test_whole_batches_are_measured_on_a_model_that_is_left_as_it_was(script, tiny):
+    covariances = toy.covariances(tiny, (1, 2))
+    methods = {method: settings_for(method, layers=(1, 2)) for method in ("alphaedit", "langedit")}
+    editors = {method: Editor(tiny, settings, covariances, toy.CONTEXTS) for method, settings in methods.items()}
+    before = toy.weights(tiny)
+    found = script("batches").measure(editors, [toy.facts("en", range(6)), toy.facts("de", range(6))])
+    assert {method: len(runs) for method, runs in found.items()} == dict(alphaedit=2, langedit=2)
+    assert all(set(run.phases) == set(cost.PHASES) and run.steps > 0 for runs in found.values() for run in runs)
+    assert toy.same(before, toy.weights(tiny))
+
+
+def test_no_whole_batches_no_table(tmp_path):
+    table = cost.interleaved_table(tmp_path)
+    assert table.empty and cost.interleaved_reading(table) == []
 
 
 def test_without_a_gpu_nothing_is_claimed(tmp_path):

@@ -30,7 +30,7 @@ def test_rounds_gather_their_batches_and_the_end_is_the_first_that_fails():
     assert found["value"].tolist() == pytest.approx([0.9, 0.9, 0.9, 0.2, 0.2])
     assert found["capacity"].tolist() == pytest.approx([0.5, 0.42, 0.34, 0.26, 0.18])
     row = exhaustion.ends(found, batches).iloc[0]
-    assert row["its own edits < 0.5"] == "42" and row["exhausted"] == 4
+    assert row["its own edits < 0.5"] == "42" and row["exhausted"] == "4"
     (told,) = exhaustion.reading(found, batches, "atlas")
     assert "first fall below an efficacy of 0.5 after 42 edits (0.20 [0.20, 0.20], n = 6 facts)" in told
     assert "0.20 [0.20, 0.20] (n = 12 facts)" in told and "4 facts were exhausted" in told

@@ -42,6 +42,7 @@ def frame():
         ((math.nan, 0.1, 0.2, 60), "n/a"),
         ((None, None, None, None), "n/a"),
         ((1, 1, 1, 60.0), "1.00 [1.00, 1.00], n = 60"),
+        ((-0.001, -0.02, -0.004), "0.00 [-0.02, 0.00]"),  # no minus before what is rounded to zero
     ],
 )
 def test_interval_is_written_with_what_is_known(arguments, expected):
