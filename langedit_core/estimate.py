@@ -227,17 +227,23 @@ def state(
     Returns:
         `edited` the matrix as it was at first and before the batch, and the parameter's copy in an update;
         `covariances` C₀; `eigenbases` the thinner side of its spectrum; `method` what comes on top: a Cholesky factor,
-        stored keys, or the directions they took. Of full keys both C₀'s side and the one extended by the keys.
+        stored keys or, once they are more than dimensions and only their sum is needed, that sum, or the directions
+        they took. Of full keys both C₀'s side and the one extended by the keys.
     """
-    square, keys = 8.0 * d_in**2, float(d_in * edits)
-    held = settings.remember or settings.space in ("running", "literal", "randomized", "released", "full_keys")
-    grown = settings.space in ("incremental", "full_keys")
+    square, keys = 8.0 * d_in**2, float(d_in * edits) * itemsize
+    if settings.space in ("running", "literal", "randomized", "released", "full_keys"):
+        held = keys
+    elif settings.remember:
+        held = square if edits > d_in and settings.constraint == "penalty" else keys
+    else:
+        held = 0.0
+    grown = 8.0 * d_in * min(edits, d_in) if settings.space in ("incremental", "full_keys") else 0.0
     basis = 8.0 * d_in * round(min(protected, 1 - protected) * d_in) if settings.space != "whole" else 0.0
     return {
         "edited": 3.0 * d_out * d_in * itemsize,
         "covariances": square,
         "eigenbases": basis * (2 if settings.space == "full_keys" else 1),
-        "method": square * _pays(settings) + keys * itemsize * held + 8.0 * keys * grown,
+        "method": square * _pays(settings) + held + grown,
     }
 
 

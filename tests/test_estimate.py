@@ -12,7 +12,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoConfig
 
 from langedit_core import estimate
-from langedit_core.editors import Editor, settings_for
+from langedit_core.editors import Editor, Update, settings_for
 from langedit_core.estimate import Rate, Shapes, Texts, memory, shapes_of, work
 from langedit_core.keys import KeyReader
 from langedit_core.metrics import ask, questions
@@ -142,6 +142,19 @@ def test_statistics_are_those_an_editor_holds(batch, method):
         assert real == layer["eigenbases"] + layer["method"]
     assert parts["method"] == len(states) * layer["method"]
     assert parts["edited"] == 3 * held(*(s.weight for s in states))
+
+
+@pytest.mark.parametrize("method", ["alphaedit", "memit-seq"])
+@pytest.mark.parametrize("more", [0, 1])
+def test_more_past_keys_than_dimensions_are_held_as_their_sum(method, more):
+    model = conftest.build_model("llama")
+    of_cell, d = cell(method), model.d_ff
+    state = Editor(model, of_cell.settings, toy.covariances(model, (1, 2)), toy.CONTEXTS).layers[1]
+    keys = torch.randn(d, d + more)
+    known = state.remembered(Update(left=keys[: model.d_model], right=keys, keys=keys))
+    tensors = [*known["past"], *([] if known["past_gram"] is None else [known["past_gram"]])]
+    none, many = (estimate.state(of_cell.settings, model.d_model, d, n)["method"] for n in (0, d + more))
+    assert sum(t.numel() * t.element_size() for t in tensors) == many - none
 
 
 @three
