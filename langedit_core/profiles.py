@@ -126,6 +126,16 @@ class Profile(BaseModel):
         return sorted(cells, key=lambda cell: cell.seed)
 
 
+def reports_folder(given: str, profile: str, model: str = "") -> str:
+    """Where a notebook puts its tables and figures: `given`, or else the profile's own folder, seen from `notebooks/`.
+
+    Raises:
+        ValueError, FileNotFoundError, RefusedInput: As `load_profile`.
+    """
+    chosen = load_profile(profile)
+    return given or f"../reports/{chosen.folder(model or chosen.model)}"
+
+
 def _cells(grid: Grid, model: str) -> list[Cell]:
     for name in grid.data:
         if name not in LOADERS:

@@ -17,7 +17,7 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 from langedit_core.notebooks import check_notebook, find_notebooks
-from langedit_core.profiles import load_profile
+from langedit_core.profiles import load_profile, reports_folder
 from langedit_core.results import has_record, record_path
 from langedit_core.storage import read_sealed
 
@@ -49,6 +49,17 @@ def test_there_are_notebooks_and_all_of_them_are_numbered():
     assert sorted(path.name for path in NOTEBOOKS.values()) == sorted(
         path.name for path in (ROOT / "notebooks").glob("*.ipynb")
     )
+
+
+@each_notebook
+def test_a_notebook_writes_into_the_folder_of_its_profile_unless_told_another(path):
+    defaults = check_notebook(path)
+    second = [cell for cell in nbformat.read(path, as_version=4).cells if cell.cell_type == "code"][1]
+    scope = dict(PROFILE="standard", REPORTS=defaults["REPORTS"], MODEL=defaults["MODEL"])
+    exec(second.source, scope)
+    assert scope["REPORTS"] == "../reports/standard"
+    assert reports_folder("elsewhere", "standard") == "elsewhere"
+    assert reports_folder("", "paper", "EleutherAI/gpt-j-6b") == "../reports/paper-gpt-j-6b"
 
 
 @each_notebook
