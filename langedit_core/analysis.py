@@ -190,8 +190,8 @@ class Study:
         found = [self.tests(data, m, when).assign(method=m) for m in references if data in self.compared(m)]
         rows = pd.concat(found, ignore_index=True)
         told = [format_ci(*row) for row in rows[["difference", "low", "high"]].itertuples(index=False)]
-        rows = rows.assign(difference=told).rename(columns={"b": "against", "n_facts": "n"})
-        return rows[["metric", "method", "against", "difference", "n", "p_holm", "verdict"]]
+        rows = rows.assign(difference=told).rename(columns={"b": "against", "n_facts": "n", "n_seeds": "seeds"})
+        return rows[["metric", "method", "against", "difference", "n", "seeds", "p_holm", "verdict"]]
 
     def bold(self) -> set[tuple]:
         """Cells of the headline table that may be bold: `headline(study.main, bold=study.bold())`."""

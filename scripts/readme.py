@@ -51,7 +51,7 @@ def headline() -> str:
         "The paper reports up to +2.20 points of efficacy over the best baseline, on models of 7 to 8 billion "
         "parameters. Here, paired over facts, at the end:",
         "",
-        f"| points of efficacy beside | n | {' | '.join(f'`{method}` minus it' for method in READINGS)} |",
+        f"| points of efficacy beside | facts, seeds | {' | '.join(f'`{method}` minus it' for method in READINGS)} |",
         f"|---|---|{'---|' * len(READINGS)}",
     ]
     for data in main["data"].unique():
@@ -66,8 +66,8 @@ def headline() -> str:
             if other == READINGS[0]:  # beside the other reading: the negative of what another row says
                 continue
             cells = [told.get((method, other), "–") for method in READINGS]
-            n = found.loc[found["against"] == other, "n"].max()
-            lines.append(f"| {other}, {data} | {n} | {' | '.join(cells)} |")
+            sizes = dict.fromkeys(f"{r['n']}, {r['seeds']}" for _, r in found[found["against"] == other].iterrows())
+            lines.append(f"| {other}, {data} | {' and '.join(sizes)} | {' | '.join(cells)} |")
     lines += ["", "Bold: shown after Holm's correction; the others are not shown to differ."]
     return "\n".join(lines)
 

@@ -78,7 +78,7 @@ def test_tests_are_one_family_in_the_order_of_the_metrics_and_comparisons_are_th
     tests, told = study.tests("atlas", "langedit"), study.comparisons("atlas", "langedit")
     assert tests["metric"].tolist() == ["efficacy_tf", "generality_tf", "specificity_same"]
     assert tests["p_holm"].tolist() == pytest.approx((3 * tests["p"]).tolist())  # three equally clear ones
-    assert list(told) == ["metric", "method", "against", "difference", "n", "p_holm", "verdict"]
+    assert list(told) == ["metric", "method", "against", "difference", "n", "seeds", "p_holm", "verdict"]
     assert told["verdict"].tolist() == tests["verdict"].tolist() and told["p_holm"].tolist() == tests["p_holm"].tolist()
     d = study.compare("atlas", "efficacy_tf", "final", "langedit", "memit")
     assert tests.loc[0, ["difference", "low", "high", "n_facts"]].tolist() == pytest.approx(
@@ -201,6 +201,7 @@ def test_a_partial_study_compares_what_was_run_on_the_same_facts(partial):
     tests = partial.tests("mzsre", "langedit").set_index(["b", "metric"])
     assert set(tests.index.get_level_values("b")) == {"memit", "alphaedit"}
     assert tests.at[("memit", "efficacy_tf"), "n_seeds"] == 2 and tests.at[("alphaedit", "efficacy_tf"), "n_seeds"] == 1
+    assert partial.comparisons("mzsre", "langedit")["seeds"].tolist() == tests["n_seeds"].tolist()
     assert not {cell for cell in partial.bold() if cell[2] == "evoedit"}
     assert partial.compared("langedit") == ["mzsre"]
     assert partial.table("mzsre").set_index("method").loc["evoedit", ["n", "seeds"]].tolist() == [36, 1]
