@@ -39,7 +39,7 @@ def against(method: str, other: str, data: str = "mzsre") -> pd.Series:
 
 def sizes(found: pd.Series) -> str:
     """Of a row of `comparisons`: how many facts, in how many seeds."""
-    return f"n = {found['n']} facts in {found['seeds']} seed{'s' * (found['seeds'] > 1)}"
+    return f"n = {found['n']} facts in {found['seeds']} seed{'s' if found['seeds'] > 1 else ''}"
 
 
 def against_alphaedit() -> str:
