@@ -221,14 +221,14 @@ def capacity() -> str:
 
 
 def how_many_languages() -> str:
-    runs = {"atlas": {6: "six"}, "mzsre": {6: "six", 12: "twelve"}}
+    runs = {"atlas": {6: "six"}, "mzsre": {4: "four", 6: "six", 12: "twelve"}}
     known = {data: of for data, of in runs.items() if path_of(f"languages_prices_{data}").is_file()}
     told, lost = [], []
     for data, numbers in known.items():
-        for n, word in numbers.items():
-            found = prices(data, f"{n} languages for 2")
+        each = {n: prices(data, f"{n} languages for 2") for n in numbers}
+        for n, found in each.items():
             holds(all(r["verdict"] == NONE for r in found.values()), f"{n} languages cost no more than two on {data}")
-            told.append(f"{differing(found)} on {data} in {word}")
+        told.append(f"{differing(list(each.values()))}, on {data} in {_and(list(numbers.values()))}")
         lost += [-100 * float(r["difference"].split()[0]) for r in prices(data, "more edits").values()]
     taken = table("languages_taken_lists").set_index("protected")
     same = taken.index.to_numpy()[:, None] == taken.columns.to_numpy()[None, :]
@@ -248,9 +248,14 @@ def prices(data: str, effect: str) -> dict[str, pd.Series]:
     return {method: found.loc[method] for method in ("alphaedit", "langedit")}
 
 
-def differing(found: dict[str, pd.Series]) -> str:
-    told = ", ".join(f"{points(r['difference'])} points (`{method}`)" for method, r in found.items())
-    return f"{told}, n = {next(iter(found.values()))['n']},"
+def differing(numbers: list[dict[str, pd.Series]]) -> str:
+    """Per method the differences in points, one for each number of languages."""
+    told = [f"{_and([points(r[m]['difference']) for r in numbers])} points (`{m}`)" for m in numbers[0]]
+    return f"{', '.join(told)}, n = {next(iter(numbers[0].values()))['n']}"
+
+
+def _and(words: list[str]) -> str:
+    return " and ".join([", ".join(words[:-1]), words[-1]] if len(words) > 1 else words)
 
 
 def transfer() -> str:
