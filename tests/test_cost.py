@@ -78,14 +78,18 @@ def test_the_reading_is_silent_about_a_comparison_that_was_not_run():
 
 def test_state_of_a_block_is_its_formula():
     """That the formula is what an editor holds, tensor by tensor, is tested in test_estimate.py."""
-    table = cost.memory_table(edits=50, protected=0.25, blocks={"b": (10, 40, 2)}).set_index("method")
+    blocks = {"b": (10, 40, 2)}
+    table = cost.memory_table(edits=30, protected=0.25, blocks=blocks).set_index("method")
     square, basis = 2 * 8 * 40**2 / 1e9, 2 * 8 * 40 * 10 / 1e9
     assert set(table.index) == set(METHODS)
-    assert table.loc["alphaedit", "statistics"] == pytest.approx(basis + 2 * 4 * 40 * 50 / 1e9)
-    assert table.loc["evoedit", "statistics"] == pytest.approx(basis + 2 * 8 * 40 * 50 / 1e9)
-    assert table.loc["langedit", "statistics"] == pytest.approx(square + basis + 2 * 4 * 40 * 50 / 1e9)
+    assert table.loc["alphaedit", "statistics"] == pytest.approx(basis + 2 * 4 * 40 * 30 / 1e9)
+    assert table.loc["evoedit", "statistics"] == pytest.approx(basis + 2 * 8 * 40 * 30 / 1e9)
+    assert table.loc["langedit", "statistics"] == pytest.approx(square + basis + 2 * 4 * 40 * 30 / 1e9)
     assert table.loc["memit", "statistics"] == pytest.approx(square)
     assert table.loc["ft", "statistics"] == 0 and table.loc["rome", "layers"] == 1
+    more = cost.memory_table(edits=50, protected=0.25, blocks=blocks).set_index("method")  # than there are dimensions
+    assert more.loc["alphaedit", "statistics"] == more.loc["evoedit", "statistics"] == pytest.approx(basis + square)
+    assert more.loc["langedit", "statistics"] == pytest.approx(square + basis + 2 * 4 * 40 * 50 / 1e9)
 
 
 def test_every_space_says_which_matrix_it_needs():
