@@ -370,7 +370,7 @@ def _decompositions(shapes: Shapes, cell: Cell) -> float:
 
 
 def _xtreme(shapes: Shapes, cell: Cell) -> float:
-    return _forward(shapes, cell.xtreme * XTREME_TASKS * len(set(cell.langs)) * XTREME_COLUMNS)
+    return _forward(shapes, cell.xtreme * XTREME_TASKS * len(cell.asked_in) * XTREME_COLUMNS)
 
 
 def corpus_tokens(cell: Cell, data: FactSet) -> int:
@@ -387,7 +387,7 @@ def shared_work(shapes: Shapes, cells: Iterable[tuple[Cell, FactSet, Sequence[Te
     for cell, data, batches in cells:
         asked, answered = sum(b.asked for b in batches), sum(b.answers for b in batches)
         answers[cell.data, cell.langs, cell.seed, cell.edits] = _forward(shapes, asked, answered)
-        answers["xtreme", cell.langs, cell.xtreme] = _xtreme(shapes, cell)
+        answers["xtreme", cell.asked_in, cell.xtreme] = _xtreme(shapes, cell)
         corpus = (cell.data, cell.langs, cell.corpus_limit)
         if corpus not in columns:
             columns[corpus] = corpus_tokens(cell, data)

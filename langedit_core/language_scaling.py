@@ -16,12 +16,15 @@ import pandas as pd
 from langedit_core.interference import followed
 from langedit_core.stats import ALPHA, LOWER_IS_BETTER, holm, interval, paired, per_fact, summarise
 from langedit_core.tables import format_ci
+from langedit_core.xtreme_metrics import differences
 
 if TYPE_CHECKING:
     from langedit_core.analysis import Study
     from langedit_core.results import CellResult
 
+F1 = "xtreme_f1"
 METRICS = {"efficacy_tf": "efficacy", "generality_tf": "generality", "specificity_same": "specificity"}
+PANELS = METRICS | {F1: "XTREME F1"}
 
 
 def languages_of(result: CellResult) -> int:
@@ -167,11 +170,16 @@ def prices(study: Study, data: str) -> pd.DataFrame:
                 )
     frame = pd.DataFrame(out)
     frame["p_holm"] = holm(frame["p"])
+    frame["verdict"] = _verdicts(frame)
+    return frame.drop(columns="p")
+
+
+def _verdicts(frame: pd.DataFrame) -> np.ndarray:
+    """Per row of metric, difference, p_holm."""
     sign = [-1 if m in LOWER_IS_BETTER else 1 for m in frame["metric"]]
-    frame["verdict"] = np.where(
+    return np.where(
         frame["p_holm"] >= ALPHA, "no difference shown", np.where(sign * frame["difference"] > 0, "better", "worse")
     )
-    return frame.drop(columns="p")
 
 
 def prices_table(found: pd.DataFrame) -> pd.DataFrame:
@@ -181,16 +189,85 @@ def prices_table(found: pd.DataFrame) -> pd.DataFrame:
 
 
 def xtreme(study: Study, data: str) -> pd.DataFrame:
-    """XTREME F1 by number of languages, before → final; empty where no run measured it."""
-    out = []
-    for r in _runs(study, data):
-        means = r.xtreme.query("task == 'xtreme' and lang == 'all'").set_index("when")
-        if len(means):
-            end = means.loc["final"]
-            told = f"{means.loc['before', 'value']:.2f} → {format_ci(end['value'], end['low'], end['high'])}"
-            row = {"method": r.cell.method, "languages": languages_of(r), "seed": r.cell.seed}
-            out.append(row | {"XTREME F1": told, "n": int(end["n"])})
-    return pd.DataFrame(out, columns=["method", "languages", "seed", "XTREME F1", "n"])
+    """XTREME F1 after the edits by number of languages; empty where no run measured it.
+
+    Returns:
+        method, languages, seed, metric, before, value, low, high, n (records), by_language (language -> F1 after the
+        edits), difference, difference_low, difference_high, p_holm, verdict. Differences are to the run with the fewest
+        languages of the same method and seed, paired over records; NaN for that run, and where answers were not kept.
+    """
+    out: list[dict] = []
+    fewest: dict[tuple[str, int], CellResult] = {}
+    for r in (r for r in _runs(study, data) if len(r.xtreme)):
+        means = r.xtreme.query("task == 'xtreme'").set_index(["when", "lang"])
+        end = means.loc[("final", "all")]
+        row = dict(method=r.cell.method, languages=languages_of(r), seed=r.cell.seed, metric=F1)
+        row |= dict(before=means.loc[("before", "all"), "value"], **end[["value", "low", "high"]], n=int(end["n"]))
+        row |= dict(by_language=means.loc["final", "value"].drop("all").to_dict())
+        base = fewest.setdefault((r.cell.method, r.cell.seed), r)
+        if base is not r and len(base.answers) and len(r.answers):
+            told = differences(*(found.answers.query("when == 'final'") for found in (r, base))).set_index("metric")
+            told = told[told["lang"] == "all"].loc[F1]
+            row |= dict(difference=told["difference"], difference_low=told["low"], difference_high=told["high"])
+            row |= dict(p=told["p"])
+        out.append(row)
+    columns = ["method", "languages", "seed", "metric", "before", "value", "low", "high", "n", "by_language"]
+    columns += ["difference", "difference_low", "difference_high", "p"]
+    frame = pd.DataFrame(out, columns=columns)
+    frame["p_holm"] = frame["verdict"] = None
+    if (known := frame["p"].notna()).any():
+        frame.loc[known, "p_holm"] = holm(frame.loc[known, "p"])
+        frame.loc[known, "verdict"] = _verdicts(frame.loc[known])
+    order = frame["method"].map({m: i for i, m in enumerate(study.methods_of(data))})
+    return frame.assign(order=order).sort_values(["order", "languages", "seed"]).drop(columns=["order", "p"])
+
+
+def ends(study: Study, data: str, scores: pd.DataFrame) -> pd.DataFrame:
+    """What `PANELS` show at the end, by method, languages and metric: value, low, high, before (of XTREME alone).
+
+    Args:
+        study: Runs that differ in their languages.
+        data: One of its data sets.
+        scores: `xtreme`; several seeds ask the same records, so their values and intervals are averaged.
+    """
+    facts = by_languages(study, data).query("when == 'final'")
+    keys = ["method", "languages", "metric"]
+    return pd.concat([facts, scores.groupby(keys, sort=False)[["value", "low", "high", "before"]].mean().reset_index()])
+
+
+def xtreme_table(found: pd.DataFrame) -> pd.DataFrame:
+    """`xtreme` as it is read; the differences only where some run has one."""
+    rows = []
+    for r in found.itertuples():
+        row = dict(method=r.method, languages=r.languages, seed=r.seed)
+        row |= {"XTREME F1": f"{r.before:.2f} → {format_ci(r.value, r.low, r.high)}", "n": r.n}
+        row |= {lang: format_ci(value, None, None) for lang, value in r.by_language.items()}
+        if found["verdict"].notna().any():
+            told = pd.notna(r.difference)
+            shown = f"{r.difference:+z.3f} [{r.difference_low:+z.3f}, {r.difference_high:+z.3f}]"
+            row["to the fewest languages"] = shown if told else "–"
+            row |= {"p (Holm)": f"{r.p_holm:.3f}" if told else "–", "verdict": r.verdict if told else "–"}
+        rows.append(row)
+    return pd.DataFrame(rows)
+
+
+def xtreme_reading(found: pd.DataFrame, data: str) -> list[str]:
+    """Sentences on `xtreme`: what edits and what languages cost beyond the facts."""
+    sentences = []
+    for method, part in found.groupby("method", sort=False):
+        told = ", ".join(f"{r.languages} languages {format_ci(r.value, r.low, r.high)}" for r in part.itertuples())
+        sentences.append(
+            f"{method} on {data}: XTREME F1 goes from {part['before'].iloc[0]:.2f} to {told} (n = {part['n'].iloc[0]} "
+            "records in the same languages for every run)."
+        )
+    if len(compared := found[found["verdict"].notna()]):
+        widest = (compared["difference_high"] - compared["difference_low"]).max() / 2
+        lost, gained = ((compared["verdict"] == verdict).sum() for verdict in ("worse", "better"))
+        sentences.append(
+            f"Paired over records and corrected over {len(compared)} comparisons, more languages for as many edits "
+            f"cost F1 in {lost} and add to it in {gained}; differences below about {widest:.2f} cannot be seen."
+        )
+    return sentences
 
 
 def reading(study: Study, data: str, found: pd.DataFrame) -> list[str]:

@@ -313,7 +313,7 @@ def scaling_dots(
     """Metrics at the end against the number of languages, a panel per metric, whiskers are 95 % intervals.
 
     Args:
-        frame: method, languages, metric, value, low, high.
+        frame: method, languages, metric, value, low, high; and, where a line shall tell it, before: the unedited model.
         metrics: Metric -> panel title.
         looks: Method -> colour and marker.
         title: Above everything.
@@ -331,6 +331,12 @@ def scaling_dots(
                 colour, marker = looks.get(method, (GREY, "h"))
                 axes.vlines(x, part["low"], part["high"], color=colour, lw=1.6)
                 axes.plot(x, part["value"], marker + "-", color=colour, ms=6, lw=0.9, label=method)
+            before = frame.loc[frame["metric"] == metric, "before"].dropna() if "before" in frame else ()
+            if len(before):
+                axes.axhline(before.mean(), color=GREY, lw=1.2, ls="--")
+                axes.annotate(
+                    "unedited", (0.03, before.mean()), xycoords=("axes fraction", "data"), va="bottom", color=GREY
+                )
             axes.set_xticks(range(len(counts)), counts)
             axes.set(
                 title=heading,

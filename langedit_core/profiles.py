@@ -56,6 +56,7 @@ class Grid(BaseModel):
     corpus_limit: StrictInt | None = None
     track: StrictInt | None = None
     xtreme: StrictInt = 0
+    xtreme_langs: tuple[str, ...] | None = None
     changes: tuple[dict, ...] = ({},)
 
 

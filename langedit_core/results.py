@@ -6,6 +6,7 @@ compressed file with its checksum: enough for every figure and table, where the 
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 import logging
@@ -20,6 +21,7 @@ from langedit_core.languages import CORE
 from langedit_core.metrics import WHEN
 from langedit_core.records import Deal
 from langedit_core.storage import CorruptFile, file_digest, read_json, read_sealed, write_sealed
+from langedit_core.xtreme import unpacked
 
 log = logging.getLogger(__name__)
 
@@ -53,6 +55,11 @@ class Cell(BaseModel):
     corpus_limit: int | None = Field(None, ge=1, description="sentences per language for C₀; None takes all")
     track: int | None = Field(None, ge=1, description="facts per batch asked again after each later one; None: all")
     xtreme: int = Field(0, ge=0, description="records per XTREME task and language, before and after; 0: none")
+    xtreme_langs: tuple[str, ...] | None = Field(
+        None,
+        exclude_if=lambda langs: langs is None,  # came later: what was computed before keeps its hash
+        description="languages XTREME is asked in; None: those that are edited",
+    )
     seed: int = 0
 
     @property
@@ -63,6 +70,11 @@ class Cell(BaseModel):
     @property
     def label(self) -> str:
         return f"{self.method} on {self.data}, {self.model}, seed {self.seed}"
+
+    @property
+    def asked_in(self) -> tuple[str, ...]:
+        """Languages of its XTREME prompts, each once."""
+        return tuple(dict.fromkeys(self.xtreme_langs or self.langs))
 
     @property
     def batches(self) -> int:
@@ -87,6 +99,8 @@ class CellResult:
         retention: One row per tracked fact and batch since its own: fact, lang, edited, step, tf.
         drift: One row per neutral paragraph, metric and batch: fact (the paragraph's name), lang, metric, step, value.
         xtreme: One row per task, language, metric and moment: value, n, low, high, seconds; empty if not asked for.
+        answers: XTREME per record: when, task, lang, record, metric, value; empty if not asked for, and in cells that
+            were computed before these were kept.
         batches: One row per batch and layer: rank, capacity, relative_update and so on.
         seconds: One row per batch and phase, the clock's and the processor's (NaN where those were not taken); timings
             are kept apart since they differ from run to run.
@@ -108,6 +122,7 @@ class CellResult:
             self.drift["fact"] += "/" + self.drift["lang"]
         self.xtreme = pd.DataFrame(final["xtreme"], columns=list(XTREME_COLUMNS))
         self.xtreme = self.xtreme.astype(dict.fromkeys(("value", "low", "high", "seconds"), float))  # null: NaN
+        self._answers = final.get("xtreme_answers", [])
         self.batches = pd.DataFrame(
             dict(step=t, lang=cell.langs[t % len(cell.langs)], layer=int(layer), facts=len(part["report"]["facts"]),
                  steps=sum(part["report"]["steps"]) / max(1, len(part["report"]["steps"])),
@@ -122,6 +137,11 @@ class CellResult:
             for phase, seconds in phases.items()
             if phase != "processor"
         )
+
+    @functools.cached_property
+    def answers(self) -> pd.DataFrame:
+        parts = [unpacked([one]).assign(when=one["when"]) for one in self._answers]
+        return pd.concat(parts, ignore_index=True) if parts else unpacked([]).assign(when=[])
 
 
 def results_folder(cell: Cell, root: Path) -> Path:

@@ -17,6 +17,7 @@ from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
+from jaxtyping import Float
 from scipy import stats
 
 RESAMPLES = 2000
@@ -143,8 +144,7 @@ def paired(a: pd.Series, b: pd.Series, seed: int = 0, resamples: int = TEST_RESA
     give a factor of (1 − 1/S) too little. Three seeds cannot say how much seeds differ, and no resampling can change
     that.
 
-    The p-value inverts the percentile interval. It is never below 2^(1−n), which is where a test that only knows the
-    signs of n differences ends: a handful of facts proves nothing, however alike they are.
+    The p-value is `bootstrap_p`.
 
     Args:
         a: One value per fact, index: fact, or several levels of which one may be `seed`.
@@ -177,7 +177,6 @@ def paired(a: pd.Series, b: pd.Series, seed: int = 0, resamples: int = TEST_RESA
         of_facts = (np.bincount(codes[0], d) / np.bincount(codes[0])).round(DIGITS)
         n, n_seeds = len(of_facts), int(codes[1].max()) + 1
     mean = float(d.mean().round(DIGITS)) + 0.0  # + 0.0 makes −0 a plain zero
-    tail = min((means <= 0).sum(), (means >= 0).sum())
     outer = [(1 - level) / 2, (1 + level) / 2]
     bounds = np.quantile(means, outer) * scale if n > 1 else [nothing] * 2
     spread = d.std(ddof=1) if n > 1 and np.ptp(d) > 0 else nothing
@@ -187,11 +186,25 @@ def paired(a: pd.Series, b: pd.Series, seed: int = 0, resamples: int = TEST_RESA
         means=(float(both["a"].mean()), float(both["b"].mean())),
         difference=Estimate(mean * scale, n, float(bounds[0]), float(bounds[1])),
         n_seeds=n_seeds,
-        p=float(min(1.0, max(2 * (1 + tail) / (resamples + 1), 2.0 ** (1 - n)))),
+        p=bootstrap_p(means, n),
         effect=Estimate(float(mean / spread), n, float(of_effect[0]), float(of_effect[1])),
         won=int((of_facts > 0).sum()),
         lost=int((of_facts < 0).sum()),
     )
+
+
+def bootstrap_p(differences: Float[np.ndarray, " resamples"], n: int) -> float:
+    """Two-sided p-value of a mean difference from its bootstrap distribution, by inverting the percentile interval.
+
+    Never below 2^(1−n), which is where a test that only knows the signs of n differences ends: a handful of facts
+    proves nothing, however alike they are.
+
+    Args:
+        differences: On resamples.
+        n: Facts or records that are resampled.
+    """
+    tail = min((differences <= 0).sum(), (differences >= 0).sum())
+    return float(min(1.0, max(2 * (1 + tail) / (len(differences) + 1), 2.0 ** (1 - n))))
 
 
 def _codes(index: pd.Index | None) -> tuple[np.ndarray, np.ndarray] | None:

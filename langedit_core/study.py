@@ -62,6 +62,7 @@ from langedit_core.storage import (
 from langedit_core.tokens import SubjectMerged
 from langedit_core.xtreme import evaluate as evaluate_xtreme
 from langedit_core.xtreme import fingerprint as xtreme_fingerprint
+from langedit_core.xtreme import unpacked
 
 log = logging.getLogger(__name__)
 
@@ -70,6 +71,9 @@ LOADERS = {
     "mzsre": lambda langs: load_mzsre(langs=langs),
     "bzsre": lambda langs: load_bzsre(),
 }
+
+
+NOT_ASKED: dict[str, list[dict]] = dict(scores=[], answers=[])
 
 
 def load_data(name: str, langs: Sequence[str]) -> FactSet:
@@ -152,6 +156,19 @@ def check_inputs(cells: Iterable[Cell], model: EditableModel, root: Path, record
             )
 
 
+def same_edits(cell: Cell) -> list[Cell]:
+    """Cells whose batches are those of `cell`, which differs in what is done, or asked, after the last one.
+
+    XTREME is asked at the end, so it may be added to edits that are made; PRUNE's sequence is MEMIT's until it ends.
+    """
+    found = [cell]
+    if cell.settings.damping is not None:
+        undamped = cell.settings.model_copy(update=dict(damping=None, damping_base=math.e))
+        found.append(cell.model_copy(update=dict(method="memit", settings=undamped)))
+    unasked = [one.model_copy(update=dict(xtreme=0, xtreme_langs=None)) for one in found]
+    return [one for one in dict.fromkeys([*found, *unasked]) if one != cell]
+
+
 class CellRun:
     """One cell being computed or resumed."""
 
@@ -201,24 +218,25 @@ class CellRun:
             drifted = paragraph_rows(drift.paragraphs(model), "final") if drift else []
             answered = self._xtreme("final")
         rows = rows_of(flat, old, old, "before") + rows_of(flat, after, old, "final") + undrifted + drifted
-        write_json(self.folder / "final.json", {"rows": rows, "xtreme": unedited + answered})
+        final = {"rows": rows, "xtreme": unedited["scores"] + answered["scores"]}
+        if cell.xtreme:
+            final["xtreme_answers"] = unedited["answers"] + answered["answers"]
+        write_json(self.folder / "final.json", final)
         files = {name: file_digest(self.folder / name) for name in sealed_names(cell)}
         write_json(self.folder / "done.json", {"dropped": dropped, "files": files})
 
     def _take_over(self) -> None:
-        """PRUNE's sequence is MEMIT's until it ends: if that one was computed, its batches are taken as they are."""
-        if self.cell.settings.damping is None:
+        """Batches of a finished cell that edited alike are taken as they are."""
+        for twin in same_edits(self.cell):
+            if not is_done(twin, self.folder.parent):
+                continue
+            theirs, mine = inputs_of(twin, self.folder.parent), read_json(self.folder / "inputs.json")
+            if any(theirs.get(name) != mine[name] for name in mine if name not in ("cell", "xtreme_sha256")):
+                continue
+            for path in sorted(results_folder(twin, self.folder.parent).glob("batch-*")):
+                if not (self.folder / path.name).exists():
+                    write_bytes(self.folder / path.name, path.read_bytes())
             return
-        undamped = self.cell.settings.model_copy(update=dict(damping=None, damping_base=math.e))
-        twin = self.cell.model_copy(update=dict(method="memit", settings=undamped))
-        if not is_done(twin, self.folder.parent):
-            return
-        theirs, mine = inputs_of(twin, self.folder.parent), read_json(self.folder / "inputs.json")
-        if any(theirs.get(name) != mine[name] for name in mine if name != "cell"):
-            return
-        for path in sorted(results_folder(twin, self.folder.parent).glob("batch-*")):
-            if not (self.folder / path.name).exists():
-                write_bytes(self.folder / path.name, path.read_bytes())
 
     def _contexts(self) -> Contexts:
         cell, path = self.cell, self.folder / "contexts.json"
@@ -300,23 +318,24 @@ class CellRun:
             start += len(part)
         return split
 
-    def _xtreme_before(self) -> list[dict]:
+    def _xtreme_before(self) -> dict[str, list[dict]]:
         """XTREME on the unedited model; shared by all cells that ask for the same through a file beside them."""
         cell = self.cell
         if not cell.xtreme:
-            return []
+            return NOT_ASKED
 
-        def read(rows: object) -> list[dict]:
-            if not isinstance(rows, list) or any(set(row) != set(XTREME_COLUMNS) for row in rows):
+        def read(found: dict) -> dict:
+            if not isinstance(found, dict) or any(set(row) != set(XTREME_COLUMNS) for row in found["scores"]):
                 raise CorruptFile("no rows of XTREME scores")
-            return rows
+            unpacked(found["answers"])
+            return found
 
-        key = dict(asked=self._xtreme_asked, langs=self._langs)
+        key = dict(asked=self._xtreme_asked, langs=cell.asked_in)
         return self._shared("xtreme", key, lambda: self._xtreme("before"), read)
 
     @functools.cached_property
     def _xtreme_asked(self) -> str:
-        return xtreme_fingerprint(self._langs, self.cell.xtreme)
+        return xtreme_fingerprint(self.cell.asked_in, self.cell.xtreme)
 
     @property
     def _langs(self) -> tuple[str, ...]:
@@ -328,23 +347,24 @@ class CellRun:
         key = dict(engine=ENGINE, model=self.model.fingerprint) | key
         return kept(self.folder.parent, what, key, make, read)
 
-    def _xtreme(self, when: str) -> list[dict]:
-        """XTREME on the model as it is now, in the cell's languages; what is n/a has no value, JSON has no NaN."""
+    def _xtreme(self, when: str) -> dict[str, list[dict]]:
+        """XTREME on the model as it is now: scores, and answers to each record; n/a has no value, JSON has no NaN."""
         cell = self.cell
         if not cell.xtreme:
-            return []
+            return NOT_ASKED
         self.bar.set_postfix_str(f"XTREME, {when}")
-        report = evaluate_xtreme(self.model, langs=self._langs, limit=cell.xtreme)
+        report = evaluate_xtreme(self.model, langs=cell.asked_in, limit=cell.xtreme)
         seconds = report.sets.set_index(["task", "lang"])["seconds"]
         rows = [
             row | dict(when=when, seconds=float(seconds.get((row["task"], row["lang"]), math.nan)))
             for row in report.summary.to_dict("records")
         ]
-        return [
+        scores = [
             {name: None if isinstance(row[name], float) and math.isnan(row[name]) else row[name]
              for name in XTREME_COLUMNS}
             for row in rows
         ]  # fmt: skip
+        return dict(scores=scores, answers=[dict(when=when) | part for part in report.packed()])
 
     def _drift(self) -> Drift | None:
         """The unedited model on neutral text, in the cell's languages that have some; shared through a file."""

@@ -22,16 +22,13 @@ from langedit_core.errors import unknown
 from langedit_core.languages import CORE
 from langedit_core.models import EditableModel
 from langedit_core.shared_prefix import CELLS, generate, score_options
-from langedit_core.stats import RESAMPLES, Estimate
 from langedit_core.tokens import continuation, encode
 from langedit_core.xtreme_answers import mlqa_measures, wikiann_measures
 from langedit_core.xtreme_data import SOURCES, TASKS, Example, TaskData, load_task
-from langedit_core.xtreme_metrics import TASK_METRICS, XTREME_METRICS, corpus_value, draws, estimate
+from langedit_core.xtreme_metrics import ALL, XTREME_METRICS, drawn_values, metrics_of
 from langedit_core.xtreme_prompts import SHOTS, WORDINGS, PromptSettings, build_prompts
 
 __all__ = ["TASKS", "XTREME_METRICS", "XtremeReport", "XtremeSettings", "evaluate", "load_task"]
-
-ALL = "all"
 
 
 class XtremeSettings(BaseModel):
@@ -75,52 +72,28 @@ class XtremeReport:
 
     @cached_property
     def summary(self) -> pd.DataFrame:
-        """task, lang, metric, value, n, low, high; what is n/a has value NaN and n = 0.
-
-        Language "all" is the mean over the languages that have the task, each weighing the same; task "xtreme" the mean
-        over tasks, there only if all four were asked for. Records are resampled per task and language.
-        """
-        table: list[dict] = []
-        values: dict[tuple[str, str, str], tuple[Estimate, np.ndarray]] = {}
-
-        def add(task: str, lang: str, metric: str, parts: list[tuple[Estimate, np.ndarray]]) -> None:
-            if not parts:
-                nothing = Estimate(float("nan"), 0, float("nan"), float("nan"))
-                values[task, lang, metric] = nothing, np.full(RESAMPLES, np.nan)
-            else:
-                drawn = np.mean([each for _, each in parts], axis=0)
-                value = float(np.mean([found.value for found, _ in parts]))
-                values[task, lang, metric] = estimate(value, sum(found.n for found, _ in parts), drawn), drawn
-            table.append(dict(task=task, lang=lang, metric=metric) | values[task, lang, metric][0]._asdict())
-
-        def there(task: str, langs: Sequence[str], metric: str) -> list[tuple[Estimate, np.ndarray]]:
-            return [values[task, lang, metric] for lang in langs if values[task, lang, metric][0].n]
-
-        of_set = {key: group for key, group in self.rows.groupby(["task", "lang"], sort=False)}
-        for task in self.tasks:
-            for metric in self.metrics_of(task):
-                for lang in self.langs:
-                    found = []
-                    if (task, lang) in of_set:
-                        rows = of_set[task, lang]
-                        drawn = draws(metric, rows, name=f"{task}/{lang}")
-                        value = Estimate(corpus_value(metric, rows), rows["record"].nunique(), np.nan, np.nan)
-                        found = [(value, drawn)]
-                    add(task, lang, metric, found)
-                add(task, ALL, metric, there(task, self.langs, metric))
-        if set(self.tasks) == set(TASKS):
-            main = {task: self.metrics_of(task)[0] for task in self.tasks}
-            for lang in (*self.langs, ALL):
-                add("xtreme", lang, "xtreme_f1", [x for task in main for x in there(task, [lang], main[task])])
-        return pd.DataFrame(table)
+        """task, lang, metric, value, n, low, high: what `drawn_values` has, without the draws."""
+        found = drawn_values(self.rows, self.tasks, self.langs)
+        return pd.DataFrame(
+            [
+                dict(task=task, lang=lang, metric=metric) | value._asdict()
+                for (task, lang, metric), (value, _) in found.items()
+            ]
+        )
 
     def metrics_of(self, task: str) -> tuple[str, ...]:
         """IDs of the task's metrics, its part of xtreme_f1 first."""
-        if task != "xnli":
-            return TASK_METRICS[task]
-        measured = set(self.rows.loc[self.rows["task"] == task, "metric"])
-        three = "xnli3_acc" in measured
-        return tuple(name for name in TASK_METRICS[task] if name.startswith("xnli3" if three else "xnli2"))
+        return metrics_of(task, self.rows)
+
+    def packed(self) -> list[dict]:
+        """`rows` for a file: per task and language the records, and values per measure; `unpacked` reads it."""
+        return [
+            dict(
+                task=task, lang=lang, record=list(own["record"].unique()),
+                measures={name: part["value"].tolist() for name, part in own.groupby("metric", sort=False)},
+            )
+            for (task, lang), own in self.rows.groupby(["task", "lang"], sort=False)
+        ]  # fmt: skip
 
     def table(self) -> pd.DataFrame:
         """F1 per task and language as text, "n/a" where there is none, for people."""
@@ -138,6 +111,21 @@ class XtremeReport:
                 lines.append(f"mean of {lang} is over {', '.join(parts) or 'nothing'}")
         lines += [f"left out: {why}" for sentences in self.dropped.values() for why in sentences]
         return "\n".join(lines)
+
+
+def unpacked(sets: Sequence[Mapping]) -> pd.DataFrame:
+    """`XtremeReport.rows`, in another order, from what `packed` gave.
+
+    Raises:
+        ValueError: A list of values is not as long as that of the records.
+    """
+    rows = [
+        dict(task=one["task"], lang=one["lang"], record=record, metric=metric, value=value)
+        for one in sets
+        for metric, values in one["measures"].items()
+        for record, value in zip(one["record"], values, strict=True)
+    ]
+    return pd.DataFrame(rows, columns=["task", "lang", "record", "metric", "value"])
 
 
 def evaluate(

@@ -7,7 +7,7 @@ serves the whole set, any bootstrap resample of it, and a mean (features (x, 1),
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,7 +15,7 @@ import pandas as pd
 from jaxtyping import Float, Int
 
 from langedit_core.errors import unknown
-from langedit_core.stats import LEVEL, RESAMPLES, Estimate
+from langedit_core.stats import LEVEL, RESAMPLES, Estimate, bootstrap_p
 
 XTREME_METRICS: dict[str, str] = {
     "xnli2_acc": "XNLI as entailment or not: share of records whose true class has the likelier word",
@@ -115,6 +115,21 @@ TASK_METRICS: dict[str, tuple[str, ...]] = {
 """Metrics of each task, its part of `xtreme_f1` first; of the two numbers of XNLI classes the data has one."""
 
 
+ALL = "all"  # the "language" that is the mean over languages
+MEAN = "xtreme"  # the "task" that is the mean over tasks
+
+Drawn = tuple[Estimate, np.ndarray]
+"""A value over n records, and the same on bootstrap resamples of them."""
+
+
+def metrics_of(task: str, rows: pd.DataFrame) -> tuple[str, ...]:
+    """IDs of the task's metrics, its part of `xtreme_f1` first: of XNLI those of the classes that `rows` have."""
+    if task != "xnli":
+        return TASK_METRICS[task]
+    three = "xnli3_acc" in set(rows.loc[rows["task"] == task, "metric"])
+    return tuple(name for name in TASK_METRICS[task] if name.startswith("xnli3" if three else "xnli2"))
+
+
 def features_of(metric: str, rows: pd.DataFrame) -> Float[np.ndarray, "n k"]:
     """What is summed over records to get `metric`, one line per record.
 
@@ -164,3 +179,74 @@ def bootstrap(metric: str, rows: pd.DataFrame, seed: int = 0) -> Estimate:
     """The metric with its interval over records; see `features_of` for its arguments and errors."""
     drawn = draws(metric, rows, seed)
     return estimate(corpus_value(metric, rows), rows["record"].nunique(), drawn)
+
+
+def drawn_values(rows: pd.DataFrame, tasks: Sequence[str], langs: Sequence[str]) -> dict[tuple[str, str, str], Drawn]:
+    """Every metric of every set, and the means, with draws: (task, language, metric) -> value and draws.
+
+    Language "all" is the mean over the languages that have the task, each weighing the same; task "xtreme" the mean
+    over tasks, there only if all four are asked for. Records are resampled per task and language, those of two models
+    that answered the same ones alike. What is n/a has value NaN and n = 0.
+
+    Args:
+        rows: task, lang, record, metric, value, one per record and measure.
+        tasks: In the order they are told.
+        langs: Likewise.
+    """
+    found: dict[tuple[str, str, str], Drawn] = {}
+    of_set = {key: group for key, group in rows.groupby(["task", "lang"], sort=False)}
+
+    def mean(parts: Sequence[Drawn]) -> Drawn:
+        parts = [(value, drawn) for value, drawn in parts if value.n]
+        if not parts:
+            return Estimate(float("nan"), 0, float("nan"), float("nan")), np.full(RESAMPLES, np.nan)
+        drawn = np.mean([each for _, each in parts], axis=0)
+        value = float(np.mean([each.value for each, _ in parts]))
+        return estimate(value, sum(each.n for each, _ in parts), drawn), drawn
+
+    for task in tasks:
+        for metric in metrics_of(task, rows):
+            for lang in langs:
+                parts = []
+                if (own := of_set.get((task, lang))) is not None:
+                    drawn = draws(metric, own, name=f"{task}/{lang}")
+                    parts = [(estimate(corpus_value(metric, own), own["record"].nunique(), drawn), drawn)]
+                found[task, lang, metric] = mean(parts)
+            found[task, ALL, metric] = mean([found[task, lang, metric] for lang in langs])
+    if set(tasks) == set(TASK_METRICS):
+        for lang in (*langs, ALL):
+            found[MEAN, lang, "xtreme_f1"] = mean([found[task, lang, metrics_of(task, rows)[0]] for task in tasks])
+    return found
+
+
+def differences(a: pd.DataFrame, b: pd.DataFrame) -> pd.DataFrame:
+    """One model against another on the same records, a − b: their draws are of the same records, so this is paired.
+
+    Args:
+        a, b: task, lang, record, metric, value.
+
+    Returns:
+        task, lang, metric, difference, n, low, high, p; what is n/a is not among them.
+
+    Raises:
+        ValueError: They did not answer the same records by the same measures.
+    """
+    keys = ["task", "lang", "record", "metric"]
+    mine, theirs = (set(map(tuple, rows[keys].to_numpy())) for rows in (a, b))
+    if mine != theirs:
+        raise ValueError(
+            f"{len(mine ^ theirs)} answers of {len(mine | theirs)} are of one model alone, for instance to "
+            f"{min(mine ^ theirs)}; compare models that were asked the same records"
+        )
+    tasks = [task for task in TASK_METRICS if task in set(a["task"])]
+    langs = list(dict.fromkeys(a["lang"]))
+    one, other = (drawn_values(rows, tasks, langs) for rows in (a, b))
+    out = []
+    for (task, lang, metric), (value, drawn) in one.items():
+        if not value.n:
+            continue
+        against, of_other = other[task, lang, metric]
+        told = estimate(value.value - against.value, value.n, drawn - of_other)
+        row = dict(task=task, lang=lang, metric=metric, difference=told.value, n=told.n, low=told.low, high=told.high)
+        out.append(row | dict(p=bootstrap_p(drawn - of_other, told.n)))
+    return pd.DataFrame(out, columns=["task", "lang", "metric", "difference", "n", "low", "high", "p"])

@@ -10,10 +10,9 @@ from collections.abc import Sequence
 import pandas as pd
 
 from langedit_core.tables import format_ci
-from langedit_core.xtreme_metrics import TASK_METRICS
+from langedit_core.xtreme_metrics import MEAN, TASK_METRICS
 
 KEYS = ["task", "metric", "lang", "method", "when"]
-MEAN = "xtreme"  # the "task" that is the mean over tasks
 
 
 def over_seeds(parts: Sequence[pd.DataFrame]) -> pd.DataFrame:

@@ -1,5 +1,6 @@
 """More languages told from more edits, on results in which the loss is known."""
 
+import pandas as pd
 import pytest
 import toy_study
 
@@ -84,6 +85,47 @@ def test_sentences_hold_the_numbers(study):
 
 def test_xtreme_is_shown_where_it_was_measured_only(study):
     assert language_scaling.xtreme(study, "atlas").empty
-    measured = Study([run(n, xtreme=True) for n in (2, 6)])
+    measured = Study([run(n, xtreme=True) for n in (6, 2)])
     found = language_scaling.xtreme(measured, "atlas")
-    assert found["languages"].tolist() == [2, 6] and found["XTREME F1"].str.contains("→").all()
+    assert found["languages"].tolist() == [2, 6] and found["verdict"].isna().all()  # no answers kept: not compared
+    table = language_scaling.xtreme_table(found)
+    assert table["XTREME F1"].str.contains("→").all() and "verdict" not in table and {"en", "de"} <= set(table)
+    assert len(language_scaling.xtreme_reading(found, "atlas")) == 1
+
+
+def test_xtreme_is_compared_record_by_record_with_the_run_in_the_fewest_languages():
+    right = {("memit", 2): 16, ("memit", 4): 16, ("memit", 6): 6, ("langedit", 2): 10, ("langedit", 6): 10}
+    runs = []
+    for (method, n), k in right.items():
+        made = run(n, method, xtreme=True)
+        made.answers = pd.concat(
+            [
+                toy_study.xtreme_answers({"en": 20, "de": 20}, "before"),
+                toy_study.xtreme_answers({"en": k, "de": k}, "final"),
+            ]
+        )
+        runs.append(made)
+    study = Study(runs)
+    found = language_scaling.xtreme(study, "atlas")
+    assert found["method"].tolist() == ["memit"] * 3 + ["langedit"] * 2
+    compared = found.dropna(subset="verdict").set_index(["method", "languages"])
+    assert list(compared.index) == [("memit", 4), ("memit", 6), ("langedit", 6)]
+    assert compared.loc[("memit", 6), "difference"] == pytest.approx(-0.5)
+    assert compared["verdict"].tolist() == ["no difference shown", "worse", "no difference shown"]
+    assert compared.loc[("memit", 4), ["difference", "difference_low", "difference_high"]].tolist() == [0, 0, 0]
+    table = language_scaling.xtreme_table(found).set_index(["method", "languages"])
+    assert table.loc[("memit", 6), "to the fewest languages"].startswith("-0.500 [-0.")
+    assert table.loc[("memit", 2), "verdict"] == "–" and table.loc[("memit", 6), "verdict"] == "worse"
+    told = language_scaling.xtreme_reading(found, "atlas")
+    assert "over 3 comparisons" in told[-1] and "cost F1 in 1 and add to it in 0" in told[-1]
+    panels = language_scaling.ends(study, "atlas", found)
+    shown = panels[panels["metric"] == "xtreme_f1"]
+    assert len(shown) == 5 and shown["before"].notna().all() and set(panels["metric"]) == set(language_scaling.PANELS)
+
+
+def test_runs_that_were_asked_different_records_are_not_compared():
+    runs = [run(n, xtreme=True) for n in (2, 6)]
+    for made, langs in zip(runs, ({"en": 5}, {"en": 5, "de": 5}), strict=True):
+        made.answers = toy_study.xtreme_answers(langs, "final")
+    with pytest.raises(ValueError, match="compare models that were asked the same records"):
+        language_scaling.xtreme(Study(runs), "atlas")

@@ -114,6 +114,8 @@ def test_language_figures_have_a_line_per_number_of_languages_or_method(tmp_path
         ]
     )
     fig = plots_capacity.scaling_dots(ends, {"efficacy_tf": "efficacy", "absent": "-"}, plots.METHODS)
+    told = plots_capacity.scaling_dots(ends.assign(before=0.9), {"efficacy_tf": "efficacy"}, plots.METHODS)
+    assert [t.get_text() for t in told.axes[0].texts] == ["unedited"] and not fig.axes[0].texts
     assert labels(fig) == {"memit", "langedit"} and len(fig.axes) == 1
     plots.save(fig, tmp_path, "dots")
 

@@ -216,7 +216,8 @@ def test_xtreme_is_asked_before_once_for_all_methods_and_after_each(tmp_path, mo
             dict(task="mlqa", lang="de", metric="mlqa_f1", value=math.nan, n=0, low=math.nan, high=math.nan),
         ]
         sets = [dict(task="xnli", lang="en", seconds=1.5)]
-        return SimpleNamespace(summary=pd.DataFrame(summary), sets=pd.DataFrame(sets))
+        answers = [dict(task="xnli", lang="en", record=["r0", "r1"], measures=dict(xnli2_acc=[0.0, float(len(asked))]))]
+        return SimpleNamespace(summary=pd.DataFrame(summary), sets=pd.DataFrame(sets), packed=lambda: answers)
 
     monkeypatch.setattr(study, "evaluate_xtreme", evaluate)
     monkeypatch.setattr(study, "xtreme_fingerprint", lambda langs, limit: "the sets as they are")
@@ -226,12 +227,38 @@ def test_xtreme_is_asked_before_once_for_all_methods_and_after_each(tmp_path, mo
         assert result.xtreme["seconds"].tolist()[::2] == [1.5, 1.5]
         assert result.xtreme[["value", "low", "seconds"]].iloc[1].isna().all() and result.xtreme["n"].iloc[1] == 0
         assert result.xtreme["value"].iloc[0] == pytest.approx(0.51)
+        assert result.answers["when"].tolist() == ["before"] * 2 + ["final"] * 2
+        assert result.answers["value"].tolist()[:3] == [0.0, 1.0, 0.0] and result.answers["value"].iloc[3] in (2.0, 3.0)
     assert asked == [(("en", "de"), 3)] * 3  # the unedited model once, then each edited one
     assert is_done(cells[0], tmp_path)
-    assert run([toy_study.cell(rounds=1)], tmp_path)[0].xtreme.empty
+    without = run([toy_study.cell(rounds=1)], tmp_path)[0]
+    assert without.xtreme.empty and without.answers.empty
     monkeypatch.setattr(study, "xtreme_fingerprint", lambda langs, limit: "other sets")
     run([toy_study.cell("alphaedit", rounds=1, xtreme=3)], tmp_path)
     assert len(asked) == 5  # the unedited model too
+
+
+def test_xtreme_is_added_to_edits_that_were_made_without_it_in_languages_of_its_own(tmp_path, monkeypatch):
+    asked = []
+
+    def evaluate(model, langs, limit):
+        asked.append(langs)
+        sets = pd.DataFrame([dict(task="xnli", lang="en", seconds=1.5)])
+        score = dict(task="xnli", lang="en", metric="xnli2_f1", value=0.5, n=3, low=0.4, high=0.6)
+        return SimpleNamespace(summary=pd.DataFrame([score]), sets=sets, packed=list)
+
+    monkeypatch.setattr(study, "evaluate_xtreme", evaluate)
+    monkeypatch.setattr(study, "xtreme_fingerprint", lambda langs, limit: "the sets as they are")
+    plain = toy_study.cell(rounds=1)
+    measured = plain.model_copy(update=dict(xtreme=3, xtreme_langs=("en", "fr")))
+    alone = run([measured], tmp_path / "alone")[0]
+    run([plain], tmp_path / "added")
+    monkeypatch.setattr(editors.Editor, "edit", lambda *_, **__: pytest.fail("a batch was computed"))
+    added = run([measured], tmp_path / "added")[0]
+    assert_frame_equal(added.rows, alone.rows)
+    assert set(asked) == {("en", "fr")} and len(added.xtreme) == 2
+    assert toy_study.sealed(tmp_path / "added", measured) == toy_study.sealed(tmp_path / "alone", measured)
+    assert plain.asked_in == plain.langs and plain.hash == toy_study.cell(rounds=1, xtreme_langs=None).hash
 
 
 def test_answers_of_the_unedited_model_belong_to_one_engine(tmp_path, monkeypatch):

@@ -15,10 +15,19 @@ from conftest import build_model
 
 from langedit_core.datafiles import NotAvailable
 from langedit_core.languages import CORE, LANGUAGES
-from langedit_core.xtreme import TASKS, XtremeSettings, evaluate, load_task
+from langedit_core.xtreme import TASKS, XtremeSettings, evaluate, load_task, unpacked
 from langedit_core.xtreme_answers import wikiann_measures
 from langedit_core.xtreme_data import EXAMPLES, POOL, available
-from langedit_core.xtreme_metrics import ADDITIVE, TASK_METRICS, XTREME_METRICS, bootstrap, corpus_value, features_of
+from langedit_core.xtreme_metrics import (
+    ADDITIVE,
+    TASK_METRICS,
+    XTREME_METRICS,
+    bootstrap,
+    corpus_value,
+    differences,
+    drawn_values,
+    features_of,
+)
 from langedit_core.xtreme_prompts import (
     SHOTS,
     WORDINGS,
@@ -430,6 +439,24 @@ def test_shots_of_an_unknown_task_and_too_many_are_refused(holes):
         evaluate(roomy(), tasks=())
 
 
+def test_answers_come_back_from_a_file_as_they_were(holes):
+    answer = XtremeSettings(answer_tokens={"mlqa": 4, "wikiann": 4})
+    report = evaluate(roomy(), langs=("en", "de"), limit=3, shots=1, settings=answer)
+    read = unpacked(json.loads(json.dumps(report.packed(), allow_nan=False)))
+    keys = ["task", "lang", "record", "metric"]
+    assert not read.duplicated(keys).any()
+    pd.testing.assert_series_equal(
+        read.set_index(keys)["value"].sort_index(), report.rows.set_index(keys)["value"].sort_index()
+    )
+    known = drawn_values(read, TASKS, ("en", "de"))
+    for row in report.summary.itertuples():
+        assert known[row.task, row.lang, row.metric][0] == pytest.approx(
+            (row.value, row.n, row.low, row.high), nan_ok=True
+        )
+    with pytest.raises(ValueError, match="shorter"):
+        unpacked([dict(task="mlqa", lang="en", record=["a", "b"], measures=dict(mlqa_f1=[1.0]))])
+
+
 # --- from rows to numbers ---------------------------------------------------------------------------------------------
 
 
@@ -544,3 +571,37 @@ def test_the_real_labels_score_full_marks_against_themselves(real):
             found = wikiann_measures(example.answers[0], example.answers[0], example.texts[0], lang)
             assert found["wikiann_correct"] == found["wikiann_gold"] == found["wikiann_predicted"]
             assert found["wikiann_tokens"] == found["wikiann_tokens_right"]
+
+
+def answers(right: dict[str, int], n: int = 40) -> pd.DataFrame:
+    """MLQA of n records per language, of which the first few are answered."""
+    return pd.concat(
+        [
+            rows_of({"mlqa_f1": [1.0] * k + [0.0] * (n - k), "mlqa_em": [0.0] * n, "mlqa_f1_released": [0.0] * n})
+            .assign(task="mlqa", lang=lang)
+            for lang, k in right.items()
+        ],
+        ignore_index=True,
+    )  # fmt: skip
+
+
+def test_two_models_are_compared_record_by_record():
+    one, other = answers({"en": 30, "de": 20}), answers({"en": 20, "de": 20})
+    found = differences(one, other).set_index(["lang", "metric"])
+    assert list(found.index.get_level_values("lang").unique()) == ["en", "de", "all"]
+    english, german, both = (found.loc[(lang, "mlqa_f1")] for lang in ("en", "de", "all"))
+    assert english["difference"] == 0.25 and german["difference"] == 0.0 and both["difference"] == 0.125
+    assert (german[["low", "high"]] == 0).all() and german["p"] == 1.0
+    assert english["n"] == 40 and both["n"] == 80
+    # The ten records that differ are 10 of 40: the mean of a difference of 0 or 1, not of two rates apart.
+    spread = np.sqrt(0.25 * 0.75 / 40)
+    assert english["high"] - english["low"] == pytest.approx(2 * 1.96 * spread, rel=0.15)
+    assert english["p"] == pytest.approx(2 / 2001) and both["p"] < 0.01
+    mirrored = differences(other, one).set_index(["lang", "metric"]).loc[("all", "mlqa_f1")]
+    assert (mirrored["difference"], mirrored["low"], mirrored["high"]) == (-0.125, -both["high"], -both["low"])
+
+
+def test_models_that_were_asked_different_records_are_not_compared():
+    one = answers({"en": 3}, n=5)
+    with pytest.raises(ValueError, match="9 answers of 15 are of one model alone.*compare models that were asked"):
+        differences(one, one[one["record"].isin(["r00", "r01"])])
