@@ -34,12 +34,15 @@ from langedit_core.stats import (
     Estimate,
     best_cells,
     compare_methods,
+    holm,
     paired_difference,
     per_fact,
     summarise,
+    verdict,
 )
 from langedit_core.study import run_cells
 from langedit_core.tables import COLUMNS, FULL, MISSING, Bold, format_ci, full_table
+from langedit_core.xtreme_metrics import differences
 from langedit_core.xtreme_tables import over_seeds, readable, sizes
 
 
@@ -463,6 +466,38 @@ class Study:
         """F1 on XTREME before and after, per task, language and method: `xtreme_tables.over_seeds`; may be empty."""
         parts = [r.xtreme.assign(method=r.cell.method) for r in self.results if r.cell.data == data and len(r.xtreme)]
         return over_seeds(parts)
+
+    def xtreme_tests(self, data: str, reference: str) -> pd.DataFrame:
+        """XTREME F1 at the end, `reference` against every other method, paired over records; one family (Holm).
+
+        Only runs whose answers were kept are compared, under the seeds that both have; it may be empty.
+
+        Returns:
+            a, b, mean_a, mean_b, difference, low, high, n, n_seeds, p_holm, verdict.
+        """
+        kept: dict[str, dict[int, pd.DataFrame]] = {}
+        for r in self.results:
+            if r.cell.data == data and len(r.answers):
+                kept.setdefault(r.cell.method, {})[r.cell.seed] = r.answers_at("final")
+        mine, rows = kept.get(reference, {}), []
+        for method in (m for m in self.methods_of(data) if m in kept and m != reference):
+            if seeds := sorted(mine.keys() & kept[method].keys()):
+                told = differences(*((mine[seed], kept[method][seed]) for seed in seeds))
+                (d,) = told[(told["metric"] == "xtreme_f1") & (told["lang"] == "all")].to_dict("records")
+                row = dict(a=reference, b=method, mean_a=d["a"], mean_b=d["b"], difference=d["difference"])
+                rows.append(row | dict(low=d["low"], high=d["high"], n=d["n"], n_seeds=len(seeds), p=d["p"]))
+        columns = ["a", "b", "mean_a", "mean_b", "difference", "low", "high", "n", "n_seeds", "p"]
+        found = pd.DataFrame(rows, columns=columns)
+        corrected = holm(found["p"]) if len(found) else []
+        gains = [verdict(gain, p) for gain, p in zip(found["difference"], corrected, strict=True)]
+        return found.assign(p_holm=corrected, verdict=gains).drop(columns="p")
+
+    def xtreme_comparisons(self, data: str, *references: str) -> pd.DataFrame:
+        """`xtreme_tests` as it is read; every reference is a family of its own."""
+        found = pd.concat([self.xtreme_tests(data, m) for m in references], ignore_index=True)
+        told = [format_ci(*row) for row in found[["difference", "low", "high"]].itertuples(index=False)]
+        found = found.assign(difference=told).rename(columns={"a": "method", "b": "against", "n_seeds": "seeds"})
+        return found[["method", "mean_a", "against", "mean_b", "difference", "n", "seeds", "p_holm", "verdict"]]
 
     def xtreme_table(self, data: str) -> pd.DataFrame:
         """The same as it is read."""

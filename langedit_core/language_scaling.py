@@ -10,11 +10,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-import numpy as np
 import pandas as pd
 
 from langedit_core.interference import followed
-from langedit_core.stats import ALPHA, LOWER_IS_BETTER, holm, interval, paired, per_fact, summarise
+from langedit_core.stats import LOWER_IS_BETTER, holm, interval, paired, per_fact, summarise, verdict
 from langedit_core.tables import format_ci
 from langedit_core.xtreme_metrics import differences
 
@@ -170,16 +169,9 @@ def prices(study: Study, data: str) -> pd.DataFrame:
                 )
     frame = pd.DataFrame(out)
     frame["p_holm"] = holm(frame["p"])
-    frame["verdict"] = _verdicts(frame)
-    return frame.drop(columns="p")
-
-
-def _verdicts(frame: pd.DataFrame) -> np.ndarray:
-    """Per row of metric, difference, p_holm."""
     sign = [-1 if m in LOWER_IS_BETTER else 1 for m in frame["metric"]]
-    return np.where(
-        frame["p_holm"] >= ALPHA, "no difference shown", np.where(sign * frame["difference"] > 0, "better", "worse")
-    )
+    frame["verdict"] = [verdict(*of) for of in zip(sign * frame["difference"], frame["p_holm"], strict=True)]
+    return frame.drop(columns="p")
 
 
 def prices_table(found: pd.DataFrame) -> pd.DataFrame:
@@ -206,7 +198,7 @@ def xtreme(study: Study, data: str) -> pd.DataFrame:
         row |= dict(by_language=means.loc["final", "value"].drop("all").to_dict())
         base = fewest.setdefault((r.cell.method, r.cell.seed), r)
         if base is not r and len(base.answers) and len(r.answers):
-            told = differences(*(found.answers.query("when == 'final'") for found in (r, base))).set_index("metric")
+            told = differences(tuple(found.answers_at("final") for found in (r, base))).set_index("metric")
             told = told[told["lang"] == "all"].loc[F1]
             row |= dict(difference=told["difference"], difference_low=told["low"], difference_high=told["high"])
             row |= dict(p=told["p"])
@@ -217,7 +209,8 @@ def xtreme(study: Study, data: str) -> pd.DataFrame:
     frame["p_holm"] = frame["verdict"] = None
     if (known := frame["p"].notna()).any():
         frame.loc[known, "p_holm"] = holm(frame.loc[known, "p"])
-        frame.loc[known, "verdict"] = _verdicts(frame.loc[known])
+        gains = frame.loc[known, ["difference", "p_holm"]].itertuples(index=False)
+        frame.loc[known, "verdict"] = [verdict(*gain) for gain in gains]
     order = frame["method"].map({m: i for i, m in enumerate(study.methods_of(data))})
     return frame.assign(order=order).sort_values(["order", "languages", "seed"]).drop(columns=["order", "p"])
 

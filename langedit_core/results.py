@@ -143,6 +143,10 @@ class CellResult:
         parts = [unpacked([one]).assign(when=one["when"]) for one in self._answers]
         return pd.concat(parts, ignore_index=True) if parts else unpacked([]).assign(when=[])
 
+    def answers_at(self, when: str) -> pd.DataFrame:
+        """Rows of `answers` of one moment, as `xtreme_metrics.differences` takes them."""
+        return self.answers[self.answers["when"] == when].drop(columns="when")
+
 
 def results_folder(cell: Cell, root: Path) -> Path:
     return root / cell.slug

@@ -364,7 +364,7 @@ def compare_methods(
         for _, p in together:
             table.loc[p.index, "p_holm"] = holm(p)
     sign = [-1 if metric in LOWER_IS_BETTER else 1 for metric in table["metric"]]
-    table["verdict"] = [_verdict(g, p) for g, p in zip(sign * table["difference"], table["p_holm"], strict=True)]
+    table["verdict"] = [verdict(g, p) for g, p in zip(sign * table["difference"], table["p_holm"], strict=True)]
     return table
 
 
@@ -400,7 +400,8 @@ def best_cells(rows: pd.DataFrame, by: Sequence[str] = ("model", "data"), *, see
     return cells
 
 
-def _verdict(gain: float, p: float) -> str:
+def verdict(gain: float, p: float) -> str:
+    """One of `VERDICTS`, from a difference that is positive where it is an improvement, and its corrected p-value."""
     better, worse, nothing = VERDICTS
     return nothing if p >= ALPHA or gain == 0 else better if gain > 0 else worse
 

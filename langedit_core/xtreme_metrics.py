@@ -219,34 +219,43 @@ def drawn_values(rows: pd.DataFrame, tasks: Sequence[str], langs: Sequence[str])
     return found
 
 
-def differences(a: pd.DataFrame, b: pd.DataFrame) -> pd.DataFrame:
+def differences(*pairs: tuple[pd.DataFrame, pd.DataFrame]) -> pd.DataFrame:
     """One model against another on the same records, a − b: their draws are of the same records, so this is paired.
 
     Args:
-        a, b: task, lang, record, metric, value.
+        pairs: Rows of a and of b: task, lang, record, metric, value. Several pairs, one per seed, are averaged: all of
+            them answer the same records, so more of them make no narrower interval.
 
     Returns:
-        task, lang, metric, difference, n, low, high, p; what is n/a is not among them.
+        task, lang, metric, a, b, difference, n, low, high, p; what is n/a is not among them.
 
     Raises:
-        ValueError: They did not answer the same records by the same measures.
+        ValueError: No pair, or not all answered the same records by the same measures.
     """
     keys = ["task", "lang", "record", "metric"]
-    mine, theirs = (set(map(tuple, rows[keys].to_numpy())) for rows in (a, b))
-    if mine != theirs:
-        raise ValueError(
-            f"{len(mine ^ theirs)} answers of {len(mine | theirs)} are of one model alone, for instance to "
-            f"{min(mine ^ theirs)}; compare models that were asked the same records"
-        )
-    tasks = [task for task in TASK_METRICS if task in set(a["task"])]
-    langs = list(dict.fromkeys(a["lang"]))
-    one, other = (drawn_values(rows, tasks, langs) for rows in (a, b))
+    first, *others = [set(map(tuple, rows[keys].to_numpy())) for pair in pairs for rows in pair] or [set()]
+    if not first:
+        raise ValueError("there is nothing to compare: no pair of models, or no answers; give a pair of rows per seed")
+    for other in others:
+        if other != first:
+            raise ValueError(
+                f"{len(first ^ other)} answers of {len(first | other)} are of one model alone, for instance to "
+                f"{min(first ^ other)}; compare models that were asked the same records"
+            )
+    tasks = [task for task in TASK_METRICS if task in set(pairs[0][0]["task"])]
+    langs = list(dict.fromkeys(pairs[0][0]["lang"]))
+    found = [[drawn_values(rows, tasks, langs) for rows in pair] for pair in pairs]
     out = []
-    for (task, lang, metric), (value, drawn) in one.items():
+    for key, (value, _) in found[0][0].items():
         if not value.n:
             continue
-        against, of_other = other[task, lang, metric]
-        told = estimate(value.value - against.value, value.n, drawn - of_other)
-        row = dict(task=task, lang=lang, metric=metric, difference=told.value, n=told.n, low=told.low, high=told.high)
-        out.append(row | dict(p=bootstrap_p(drawn - of_other, told.n)))
-    return pd.DataFrame(out, columns=["task", "lang", "metric", "difference", "n", "low", "high", "p"])
+        a, b = (float(np.mean([pair[side][key][0].value for pair in found])) for side in (0, 1))
+        drawn = np.mean([pair[0][key][1] - pair[1][key][1] for pair in found], axis=0)
+        told = estimate(
+            float(np.mean([pair[0][key][0].value - pair[1][key][0].value for pair in found])), value.n, drawn
+        )
+        row = dict(zip(("task", "lang", "metric"), key, strict=True), a=a, b=b)
+        out.append(
+            row | dict(difference=told.value, n=told.n, low=told.low, high=told.high, p=bootstrap_p(drawn, told.n))
+        )
+    return pd.DataFrame(out)

@@ -39,6 +39,29 @@ def test_the_best_baseline_is_one_of_the_papers_and_named_with_its_difference(st
     assert "evoedit" not in BASELINES and not any(name.startswith("langedit") for name in BASELINES)
 
 
+def test_xtreme_is_tested_over_records_where_the_answers_were_kept():
+    right = dict(memit=12, alphaedit=18, langedit=8)
+    runs = [toy_study.fabricate(method, "mzsre", seed) for method in right for seed in (0, 1)]
+    for r in runs:
+        if (r.cell.method, r.cell.seed) != ("memit", 0):  # computed before answers were kept
+            k = right[r.cell.method] + r.cell.seed
+            r.answers = toy_study.xtreme_answers({"en": k, "zh": k}, "final")
+    both = analysis.Study(runs)
+    found = both.xtreme_tests("mzsre", "langedit").set_index("b")
+    assert (
+        found.at["alphaedit", "difference"] == pytest.approx(-0.5, abs=0.01) and found.at["alphaedit", "n_seeds"] == 2
+    )
+    assert found.at["memit", "n_seeds"] == 1 and found.at["alphaedit", "n"] == 4 * 2 * 20
+    assert found["verdict"].tolist() == ["worse", "worse"]
+    told = both.xtreme_comparisons("mzsre", "langedit")
+    assert told["difference"].iloc[1].startswith("-0.50 [-0.")
+    table = beside(both).set_index("metric").loc[[F1]].set_index("against")
+    assert float(table.at["alphaedit, best baseline", "difference"].split()[0]) == pytest.approx(-50, abs=1)
+    (sentence,) = (s for s in verdicts(both) if "XTREME F1" in s)
+    assert "is contradicted" in sentence and "n = 160 records, 2 seeds" in sentence and "+5.65" in sentence
+    assert both.xtreme_tests("mzsre", "absent").empty
+
+
 def test_alphaedit_has_a_row_of_its_own_where_another_baseline_is_best(monkeypatch):
     monkeypatch.setitem(toy_study.RATES, "rect", 0.0001)
     table = beside(fabricated(xtreme=False))

@@ -587,7 +587,7 @@ def answers(right: dict[str, int], n: int = 40) -> pd.DataFrame:
 
 def test_two_models_are_compared_record_by_record():
     one, other = answers({"en": 30, "de": 20}), answers({"en": 20, "de": 20})
-    found = differences(one, other).set_index(["lang", "metric"])
+    found = differences((one, other)).set_index(["lang", "metric"])
     assert list(found.index.get_level_values("lang").unique()) == ["en", "de", "all"]
     english, german, both = (found.loc[(lang, "mlqa_f1")] for lang in ("en", "de", "all"))
     assert english["difference"] == 0.25 and german["difference"] == 0.0 and both["difference"] == 0.125
@@ -597,11 +597,23 @@ def test_two_models_are_compared_record_by_record():
     spread = np.sqrt(0.25 * 0.75 / 40)
     assert english["high"] - english["low"] == pytest.approx(2 * 1.96 * spread, rel=0.15)
     assert english["p"] == pytest.approx(2 / 2001) and both["p"] < 0.01
-    mirrored = differences(other, one).set_index(["lang", "metric"]).loc[("all", "mlqa_f1")]
+    mirrored = differences((other, one)).set_index(["lang", "metric"]).loc[("all", "mlqa_f1")]
     assert (mirrored["difference"], mirrored["low"], mirrored["high"]) == (-0.125, -both["high"], -both["low"])
+    assert (both["a"], both["b"]) == (0.625, 0.5)
+
+
+def test_two_seeds_are_averaged_and_make_no_narrower_interval():
+    one, other, third = answers({"en": 30}), answers({"en": 20}), answers({"en": 10})
+    once = differences((one, other)).set_index("metric").loc["mlqa_f1"].iloc[0]
+    twice = differences((one, other), (one, other)).set_index("metric").loc["mlqa_f1"].iloc[0]
+    pd.testing.assert_series_equal(once, twice)
+    mixed = differences((one, other), (one, third)).set_index("metric").loc["mlqa_f1"].iloc[0]
+    assert mixed["difference"] == pytest.approx(0.375) and mixed["n"] == 40
 
 
 def test_models_that_were_asked_different_records_are_not_compared():
     one = answers({"en": 3}, n=5)
     with pytest.raises(ValueError, match="9 answers of 15 are of one model alone.*compare models that were asked"):
-        differences(one, one[one["record"].isin(["r00", "r01"])])
+        differences((one, one[one["record"].isin(["r00", "r01"])]))
+    with pytest.raises(ValueError, match="nothing to compare"):
+        differences()
