@@ -248,10 +248,10 @@ def xtreme_reading(found: pd.DataFrame, data: str) -> list[str]:
     """Sentences on `xtreme`: what edits and what languages cost beyond the facts."""
     sentences = []
     for method, part in found.groupby("method", sort=False):
-        told = ", ".join(f"{r.languages} languages {format_ci(r.value, r.low, r.high)}" for r in part.itertuples())
+        told = ", ".join(f"{format_ci(r.value, r.low, r.high)} in {r.languages}" for r in part.itertuples())
         sentences.append(
-            f"{method} on {data}: XTREME F1 goes from {part['before'].iloc[0]:.2f} to {told} (n = {part['n'].iloc[0]} "
-            "records in the same languages for every run)."
+            f"{method} on {data}: XTREME F1 is {part['before'].iloc[0]:.2f} before any edit, and after edits {told} "
+            f"languages (n = {part['n'].iloc[0]} records, in the same languages for every run)."
         )
     if len(compared := found[found["verdict"].notna()]):
         widest = (compared["difference_high"] - compared["difference_low"]).max() / 2

@@ -223,37 +223,42 @@ def capacity() -> str:
 
 
 def how_many_languages() -> str:
-    runs = {"atlas": {6: "six"}, "mzsre": {4: "four", 6: "six", 12: "twelve"}}
-    known = {data: of for data, of in runs.items() if path_of(f"languages_prices_{data}").is_file()}
-    told, lost = [], []
-    for data, numbers in known.items():
-        each = {n: prices(data, f"{n} languages for 2") for n in numbers}
-        for n, found in each.items():
-            holds(all(r["verdict"] == NONE for r in found.values()), f"{n} languages cost no more than two on {data}")
-        told.append(f"{differing(list(each.values()))}, on {data} in {_and(list(numbers.values()))}")
-        lost += [-100 * float(r["difference"].split()[0]) for r in prices(data, "more edits").values()]
+    known = [data for data in ("atlas", "mzsre") if path_of(f"languages_prices_{data}").is_file()]
+    of_two, lost, facts, unedited, kept, records = [], [], [], [], [], []
+    f1 = []
+    for data in known:
+        found = table(f"languages_prices_{data}").query("metric == 'efficacy'")
+        more = found[found["effect"] != "more edits"]
+        holds((more["verdict"] == NONE).all(), f"more languages are not shown to cost efficacy on {data}")
+        of_two += list(more["difference"])
+        facts += list(found["n"])
+        lost += [-100 * float(text.split()[0]) for text in found.loc[found["effect"] == "more edits", "difference"]]
+        scores = table(f"languages_xtreme_{data}")
+        holds(scores["verdict"].isin((NONE, "–")).all(), f"more languages are not shown to cost XTREME F1 on {data}")
+        f1 += [text for text in scores["to the fewest languages"] if text != "–"]
+        before, after = zip(*(text.split(" → ") for text in scores["XTREME F1"]), strict=True)
+        unedited, kept = [*unedited, *before], [*kept, *(text.split()[0] for text in after)]
+        records += list(scores["n"])
+    holds(len(set(unedited)) == len(set(records)) == 1, "XTREME is one and the same before all runs")
     taken = table("languages_taken_lists").set_index("protected")
     same = taken.index.to_numpy()[:, None] == taken.columns.to_numpy()[None, :]
     own, others = taken.where(same).stack().mean(), taken.where(~same).stack().mean()
     return (
-        "**How many languages fit?** That languages cost anything is not shown: with as many edits, sequences in more "
-        f"languages than two change the efficacy of the first languages' facts by {'; '.join(told)}, while the edits "
-        f"that follow take {min(lost):.0f} to {max(lost):.0f} points from them "
-        f"([figure]({R}/figures/languages_same_facts_{[*known][-1]}.svg)). In {len(taken)} languages keys share most "
+        "**How many languages fit?** That languages cost anything is not shown: with as many edits, sequences in four, "
+        f"six or twelve languages leave the first languages' facts between {spread(of_two)} points of efficacy beside "
+        f"sequences in two (n = {min(facts)} to {max(facts)}) and the model between {spread(f1)} points of XTREME F1 "
+        f"(n = {records[0]} records), while the edits themselves take {min(lost):.0f} to {max(lost):.0f} points of "
+        f"efficacy and F1 from {unedited[0]} to between {min(kept)} and {max(kept)} "
+        f"([figure]({R}/figures/languages_same_facts_{known[-1]}.svg)). In {len(taken)} languages keys share most "
         f"within a script ([map]({R}/figures/languages_map.svg)), and protecting one language takes {others:.2f} of "
         f"the energy of another's keys ({own:.2f} of its own other half's, {N05})."
     )
 
 
-def prices(data: str, effect: str) -> dict[str, pd.Series]:
-    found = table(f"languages_prices_{data}").query("metric == 'efficacy' and effect == @effect").set_index("method")
-    return {method: found.loc[method] for method in ("alphaedit", "langedit")}
-
-
-def differing(numbers: list[dict[str, pd.Series]]) -> str:
-    """Per method the differences in points, one for each number of languages."""
-    told = [f"{_and([points(r[m]['difference']) for r in numbers])} points (`{m}`)" for m in numbers[0]]
-    return f"{', '.join(told)}, n = {next(iter(numbers[0].values()))['n']}"
+def spread(differences: list[str]) -> str:
+    """The lowest and the highest of some differences, in points with their intervals."""
+    ordered = sorted(differences, key=lambda text: float(text.split()[0]))
+    return f"{points(ordered[0])} and {points(ordered[-1])}"
 
 
 def _and(words: list[str]) -> str:
