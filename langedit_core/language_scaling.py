@@ -138,7 +138,8 @@ def prices(study: Study, data: str) -> pd.DataFrame:
     """What more edits and what more languages cost, paired over the shared facts.
 
     `n languages for m`: run with n languages − run with fewest, both at the end, so with as many edits. `more edits`:
-    in the run with fewest languages, at the end − right after their own batch. P-values are corrected together (Holm).
+    in the run with fewest languages, at the end − right after their own batch; of XTREME F1, which is compared over
+    records where the answers were kept, − before any edit. P-values are corrected together (Holm).
 
     Returns:
         method, metric, effect, difference, low, high, n, p_holm, verdict.
@@ -167,6 +168,7 @@ def prices(study: Study, data: str) -> pd.DataFrame:
                         p=told.p,
                     )
                 )
+        out += _xtreme_prices(study, data, method)
     frame = pd.DataFrame(out)
     frame["p_holm"] = holm(frame["p"])
     sign = [-1 if m in LOWER_IS_BETTER else 1 for m in frame["metric"]]
@@ -174,45 +176,54 @@ def prices(study: Study, data: str) -> pd.DataFrame:
     return frame.drop(columns="p")
 
 
+def _xtreme_prices(study: Study, data: str, method: str) -> list[dict]:
+    """Rows of `prices` about XTREME F1; the seeds of a comparison are averaged."""
+    kept: dict[int, dict[int, CellResult]] = {}
+    for r in _runs(study, data):
+        if r.cell.method == method and len(r.answers):
+            kept.setdefault(languages_of(r), {})[r.cell.seed] = r
+    if not kept:
+        return []
+    counts = sorted(kept)
+    fewest = kept[counts[0]]
+    pairs = {"more edits": [(r.answers_at("final"), r.answers_at("before")) for r in fewest.values()]}
+    for n in counts[1:]:
+        both = [(kept[n][seed], fewest[seed]) for seed in fewest if seed in kept[n]]
+        if both:
+            pairs[f"{n} languages for {counts[0]}"] = [(a.answers_at("final"), b.answers_at("final")) for a, b in both]
+    out = []
+    for effect, of in pairs.items():
+        told = differences(*of)
+        (row,) = told[(told["metric"] == F1) & (told["lang"] == "all")].to_dict("records")
+        numbers = {name: row[name] for name in ("difference", "low", "high", "n", "p")}
+        out.append(dict(method=method, metric=F1, effect=effect) | numbers)
+    return out
+
+
 def prices_table(found: pd.DataFrame) -> pd.DataFrame:
     """`prices` as it is read."""
     told = ["+" * (r.difference > 0) + format_ci(r.difference, r.low, r.high) for r in found.itertuples()]
-    return found.assign(difference=told, metric=found["metric"].map(METRICS)).drop(columns=["low", "high"])
+    return found.assign(difference=told, metric=found["metric"].map(PANELS)).drop(columns=["low", "high"])
 
 
 def xtreme(study: Study, data: str) -> pd.DataFrame:
     """XTREME F1 after the edits by number of languages; empty where no run measured it.
 
     Returns:
-        method, languages, seed, metric, before, value, low, high, n (records), by_language (language -> F1 after the
-        edits), difference, difference_low, difference_high, p_holm, verdict. Differences are to the run with the fewest
-        languages of the same method and seed, paired over records; NaN for that run, and where answers were not kept.
+        method, languages, seed, metric, before, value, low, high, n (records), of_before and of_value (language -> F1).
     """
-    out: list[dict] = []
-    fewest: dict[tuple[str, int], CellResult] = {}
-    for r in (r for r in _runs(study, data) if len(r.xtreme)):
+    order, out = study.methods_of(data), []
+    for r in sorted(_runs(study, data), key=lambda r: order.index(r.cell.method)):
+        if not len(r.xtreme):
+            continue
         means = r.xtreme.query("task == 'xtreme'").set_index(["when", "lang"])
-        end = means.loc[("final", "all")]
+        end, values = means.loc[("final", "all")], means["value"]
         row = dict(method=r.cell.method, languages=languages_of(r), seed=r.cell.seed, metric=F1)
-        row |= dict(before=means.loc[("before", "all"), "value"], **end[["value", "low", "high"]], n=int(end["n"]))
-        row |= dict(by_language=means.loc["final", "value"].drop("all").to_dict())
-        base = fewest.setdefault((r.cell.method, r.cell.seed), r)
-        if base is not r and len(base.answers) and len(r.answers):
-            told = differences(tuple(found.answers_at("final") for found in (r, base))).set_index("metric")
-            told = told[told["lang"] == "all"].loc[F1]
-            row |= dict(difference=told["difference"], difference_low=told["low"], difference_high=told["high"])
-            row |= dict(p=told["p"])
-        out.append(row)
-    columns = ["method", "languages", "seed", "metric", "before", "value", "low", "high", "n", "by_language"]
-    columns += ["difference", "difference_low", "difference_high", "p"]
-    frame = pd.DataFrame(out, columns=columns)
-    frame["p_holm"] = frame["verdict"] = None
-    if (known := frame["p"].notna()).any():
-        frame.loc[known, "p_holm"] = holm(frame.loc[known, "p"])
-        gains = frame.loc[known, ["difference", "p_holm"]].itertuples(index=False)
-        frame.loc[known, "verdict"] = [verdict(*gain) for gain in gains]
-    order = frame["method"].map({m: i for i, m in enumerate(study.methods_of(data))})
-    return frame.assign(order=order).sort_values(["order", "languages", "seed"]).drop(columns=["order", "p"])
+        row |= dict(before=values["before", "all"], **end[["value", "low", "high"]], n=int(end["n"]))
+        before, after = (values[when].drop("all").to_dict() for when in ("before", "final"))
+        out.append(row | dict(of_before=before, of_value=after))
+    columns = ["method", "languages", "seed", "metric", "before", "value", "low", "high", "n", "of_before", "of_value"]
+    return pd.DataFrame(out, columns=columns)
 
 
 def ends(study: Study, data: str, scores: pd.DataFrame) -> pd.DataFrame:
@@ -229,38 +240,51 @@ def ends(study: Study, data: str, scores: pd.DataFrame) -> pd.DataFrame:
 
 
 def xtreme_table(found: pd.DataFrame) -> pd.DataFrame:
-    """`xtreme` as it is read; the differences only where some run has one."""
-    rows = []
+    """`xtreme` as it is read: the unedited model, then each run, with a column per language."""
+    if found.empty:
+        return pd.DataFrame()
+
+    def by_language(values: dict[str, float]) -> dict[str, str]:
+        return {lang: format_ci(value, None, None) for lang, value in values.items()}
+
+    first = found.iloc[0]
+    rows = [
+        {"method": "unedited", "languages": "–", "seed": "–", "XTREME F1": f"{first['before']:.2f}", "n": first["n"]}
+        | by_language(first["of_before"])
+    ]
     for r in found.itertuples():
-        row = dict(method=r.method, languages=r.languages, seed=r.seed)
-        row |= {"XTREME F1": f"{r.before:.2f} → {format_ci(r.value, r.low, r.high)}", "n": r.n}
-        row |= {lang: format_ci(value, None, None) for lang, value in r.by_language.items()}
-        if found["verdict"].notna().any():
-            told = pd.notna(r.difference)
-            shown = f"{r.difference:+z.3f} [{r.difference_low:+z.3f}, {r.difference_high:+z.3f}]"
-            row["to the fewest languages"] = shown if told else "–"
-            row |= {"p (Holm)": f"{r.p_holm:.3f}" if told else "–", "verdict": r.verdict if told else "–"}
-        rows.append(row)
+        row = {"method": r.method, "languages": r.languages, "seed": r.seed}
+        row |= {"XTREME F1": format_ci(r.value, r.low, r.high), "n": r.n}
+        rows.append(row | by_language(r.of_value))
     return pd.DataFrame(rows)
 
 
-def xtreme_reading(found: pd.DataFrame, data: str) -> list[str]:
-    """Sentences on `xtreme`: what edits and what languages cost beyond the facts."""
+def xtreme_reading(scores: pd.DataFrame, found: pd.DataFrame, data: str) -> list[str]:
+    """Sentences on what edits, and what languages, cost beyond the facts.
+
+    Args:
+        scores: `xtreme`.
+        found: `prices` of the same study.
+        data: Its data set.
+    """
     sentences = []
-    for method, part in found.groupby("method", sort=False):
+    for method, part in scores.groupby("method", sort=False):
         told = ", ".join(f"{format_ci(r.value, r.low, r.high)} in {r.languages}" for r in part.itertuples())
-        sentences.append(
+        sentence = (
             f"{method} on {data}: XTREME F1 is {part['before'].iloc[0]:.2f} before any edit, and after edits {told} "
             f"languages (n = {part['n'].iloc[0]} records, in the same languages for every run)."
         )
-    if len(compared := found[found["verdict"].notna()]):
-        widest = (compared["difference_high"] - compared["difference_low"]).max() / 2
-        lost, gained = ((compared["verdict"] == verdict).sum() for verdict in ("worse", "better"))
-        sentences.append(
-            f"Paired over records and corrected over {len(compared)} comparisons, more languages for as many edits "
-            f"cost F1 in {lost} and add to it in {gained}; differences below about {widest:.2f} cannot be seen."
-        )
+        mine = found[(found["method"] == method) & (found["metric"] == F1)]
+        if len(mine):
+            sentence += f" Paired over records: {_effects(mine)}."
+        sentences.append(sentence)
     return sentences
+
+
+def _effects(mine: pd.DataFrame) -> str:
+    return "; ".join(
+        f"{r.effect} {r.difference:+z.2f} [{r.low:+z.2f}, {r.high:+z.2f}] ({r.verdict})" for r in mine.itertuples()
+    )
 
 
 def reading(study: Study, data: str, found: pd.DataFrame) -> list[str]:
@@ -281,10 +305,7 @@ def reading(study: Study, data: str, found: pd.DataFrame) -> list[str]:
             f"{method} on {data}: efficacy of the same n = {part['n'].iloc[0]} facts after {edits} edits in {told}."
         )
         mine = found[(found["method"] == method) & (found["metric"] == "efficacy_tf")]
-        words = [
-            f"{r.effect} {r.difference:+z.2f} [{r.low:+z.2f}, {r.high:+z.2f}] ({r.verdict})" for r in mine.itertuples()
-        ]
-        sentences.append(f"Paired over these facts, p corrected over {len(found)} comparisons: {'; '.join(words)}.")
+        sentences.append(f"Paired over these facts, p corrected over {len(found)} comparisons: {_effects(mine)}.")
     worse, edits = found["verdict"] == "worse", found["effect"] == "more edits"
     sentences.append(
         f"So on {data} more edits are shown to cost these facts something in {(worse & edits).sum()} of {edits.sum()} "

@@ -224,38 +224,35 @@ def capacity() -> str:
 
 def how_many_languages() -> str:
     known = [data for data in ("atlas", "mzsre") if path_of(f"languages_prices_{data}").is_file()]
-    of_two, lost, facts, unedited, kept, records = [], [], [], [], [], []
-    f1 = []
-    for data in known:
-        found = table(f"languages_prices_{data}").query("metric == 'efficacy'")
-        more = found[found["effect"] != "more edits"]
-        holds((more["verdict"] == NONE).all(), f"more languages are not shown to cost efficacy on {data}")
-        of_two += list(more["difference"])
-        facts += list(found["n"])
-        lost += [-100 * float(text.split()[0]) for text in found.loc[found["effect"] == "more edits", "difference"]]
-        scores = table(f"languages_xtreme_{data}")
-        holds(scores["verdict"].isin((NONE, "–")).all(), f"more languages are not shown to cost XTREME F1 on {data}")
-        f1 += [text for text in scores["to the fewest languages"] if text != "–"]
-        before, after = zip(*(text.split(" → ") for text in scores["XTREME F1"]), strict=True)
-        unedited, kept = [*unedited, *before], [*kept, *(text.split()[0] for text in after)]
-        records += list(scores["n"])
-    holds(len(set(unedited)) == len(set(records)) == 1, "XTREME is one and the same before all runs")
+    found = pd.concat([table(f"languages_prices_{data}") for data in known])
+    scores = pd.concat(
+        [table(f"languages_xtreme_{data}") for data in known if path_of(f"languages_xtreme_{data}").is_file()]
+    )
+    edits = found["effect"] == "more edits"
+    told = {metric: found[~edits & (found["metric"] == metric)] for metric in ("efficacy", "XTREME F1")}
+    for metric, part in told.items():
+        holds((part["verdict"] == NONE).all(), f"more languages are not shown to cost {metric}")
+    lost = [-100 * float(text.split()[0]) for text in found.loc[edits & (found["metric"] == "efficacy"), "difference"]]
+    unedited = scores.loc[scores["method"] == "unedited", "XTREME F1"].unique()
+    kept = [text.split()[0] for text in scores.loc[scores["method"] != "unedited", "XTREME F1"]]
+    holds(len(unedited) == 1, "XTREME is one and the same before all runs")
     taken = table("languages_taken_lists").set_index("protected")
     same = taken.index.to_numpy()[:, None] == taken.columns.to_numpy()[None, :]
     own, others = taken.where(same).stack().mean(), taken.where(~same).stack().mean()
+    efficacy, f1 = told.values()
     return (
         "**How many languages fit?** That languages cost anything is not shown: with as many edits, sequences in four, "
-        f"six or twelve languages leave the first languages' facts between {spread(of_two)} points of efficacy beside "
-        f"sequences in two (n = {min(facts)} to {max(facts)}) and the model between {spread(f1)} points of XTREME F1 "
-        f"(n = {records[0]} records), while the edits themselves take {min(lost):.0f} to {max(lost):.0f} points of "
-        f"efficacy and F1 from {unedited[0]} to between {min(kept)} and {max(kept)} "
-        f"([figure]({R}/figures/languages_same_facts_{known[-1]}.svg)). In {len(taken)} languages keys share most "
-        f"within a script ([map]({R}/figures/languages_map.svg)), and protecting one language takes {others:.2f} of "
-        f"the energy of another's keys ({own:.2f} of its own other half's, {N05})."
+        f"six or twelve languages leave the first languages' facts between {spread(efficacy['difference'])} points of "
+        f"efficacy beside sequences in two (n = {efficacy['n'].min()} to {efficacy['n'].max()}) and the model between "
+        f"{spread(f1['difference'])} points of XTREME F1 (n = {f1['n'].max()} records), while the edits themselves "
+        f"take {min(lost):.0f} to {max(lost):.0f} points of efficacy, and F1 from {unedited[0]} to between {min(kept)} "
+        f"and {max(kept)} ([figure]({R}/figures/languages_same_facts_{known[-1]}.svg)). In {len(taken)} languages keys "
+        f"share most within a script ([map]({R}/figures/languages_map.svg)), and protecting one language takes "
+        f"{others:.2f} of the energy of another's keys ({own:.2f} of its own other half's, {N05})."
     )
 
 
-def spread(differences: list[str]) -> str:
+def spread(differences: pd.Series) -> str:
     """The lowest and the highest of some differences, in points with their intervals."""
     ordered = sorted(differences, key=lambda text: float(text.split()[0]))
     return f"{points(ordered[0])} and {points(ordered[-1])}"

@@ -87,40 +87,44 @@ def test_xtreme_is_shown_where_it_was_measured_only(study):
     assert language_scaling.xtreme(study, "atlas").empty
     measured = Study([run(n, xtreme=True) for n in (6, 2)])
     found = language_scaling.xtreme(measured, "atlas")
-    assert found["languages"].tolist() == [2, 6] and found["verdict"].isna().all()  # no answers kept: not compared
+    prices = language_scaling.prices(measured, "atlas")
+    assert found["languages"].tolist() == [2, 6] and "xtreme_f1" not in set(prices["metric"])  # no answers were kept
     table = language_scaling.xtreme_table(found)
-    assert table["XTREME F1"].str.contains("→").all() and "verdict" not in table and {"en", "de"} <= set(table)
-    assert len(language_scaling.xtreme_reading(found, "atlas")) == 1
+    assert table["method"].tolist() == ["unedited", "langedit", "langedit"] and {"en", "de"} <= set(table)
+    (sentence,) = language_scaling.xtreme_reading(found, prices, "atlas")
+    assert "before any edit" in sentence and "Paired" not in sentence
+    assert language_scaling.xtreme_table(language_scaling.xtreme(study, "atlas")).empty
 
 
-def test_xtreme_is_compared_record_by_record_with_the_run_in_the_fewest_languages():
+def test_xtreme_is_compared_record_by_record_with_the_unedited_model_and_the_run_in_the_fewest_languages():
     right = {("memit", 2): 16, ("memit", 4): 16, ("memit", 6): 6, ("langedit", 2): 10, ("langedit", 6): 10}
     runs = []
     for (method, n), k in right.items():
         made = run(n, method, xtreme=True)
-        made.answers = pd.concat(
-            [
-                toy_study.xtreme_answers({"en": 20, "de": 20}, "before"),
-                toy_study.xtreme_answers({"en": k, "de": k}, "final"),
-            ]
-        )
+        answered = [toy_study.xtreme_answers({"en": of, "de": of}, when) for when, of in (("before", 20), ("final", k))]
+        made.answers = pd.concat(answered)
         runs.append(made)
     study = Study(runs)
-    found = language_scaling.xtreme(study, "atlas")
-    assert found["method"].tolist() == ["memit"] * 3 + ["langedit"] * 2
-    compared = found.dropna(subset="verdict").set_index(["method", "languages"])
-    assert list(compared.index) == [("memit", 4), ("memit", 6), ("langedit", 6)]
-    assert compared.loc[("memit", 6), "difference"] == pytest.approx(-0.5)
-    assert compared["verdict"].tolist() == ["no difference shown", "worse", "no difference shown"]
-    assert compared.loc[("memit", 4), ["difference", "difference_low", "difference_high"]].tolist() == [0, 0, 0]
-    table = language_scaling.xtreme_table(found).set_index(["method", "languages"])
-    assert table.loc[("memit", 6), "to the fewest languages"].startswith("-0.500 [-0.")
-    assert table.loc[("memit", 2), "verdict"] == "–" and table.loc[("memit", 6), "verdict"] == "worse"
-    told = language_scaling.xtreme_reading(found, "atlas")
-    assert "over 3 comparisons" in told[-1] and "cost F1 in 1 and add to it in 0" in told[-1]
-    panels = language_scaling.ends(study, "atlas", found)
-    shown = panels[panels["metric"] == "xtreme_f1"]
-    assert len(shown) == 5 and shown["before"].notna().all() and set(panels["metric"]) == set(language_scaling.PANELS)
+    scores, prices = language_scaling.xtreme(study, "atlas"), language_scaling.prices(study, "atlas")
+    assert scores["method"].tolist() == ["memit"] * 3 + ["langedit"] * 2
+    mine = prices[prices["metric"] == "xtreme_f1"].set_index(["method", "effect"])
+    assert mine["difference"].to_dict() == pytest.approx(
+        {
+            ("memit", "more edits"): -0.2, ("memit", "4 languages for 2"): 0, ("memit", "6 languages for 2"): -0.5,
+            ("langedit", "more edits"): -0.5, ("langedit", "6 languages for 2"): 0,
+        },
+        abs=0.01,
+    )  # fmt: skip
+    nothing = mine.loc[("memit", "4 languages for 2")]
+    assert nothing["verdict"] == "no difference shown" and nothing[["low", "high"]].tolist() == [0, 0]
+    assert mine.loc[("memit", "6 languages for 2"), "verdict"] == "worse" and (mine["n"] == 4 * 2 * 20).all()
+    shown = language_scaling.prices_table(prices)
+    assert "XTREME F1" in set(shown["metric"])
+    told = language_scaling.xtreme_reading(scores, prices, "atlas")
+    assert "6 languages for 2 -0.50 [-0." in told[0] and "(worse)" in told[0]
+    panels = language_scaling.ends(study, "atlas", scores)
+    drawn = panels[panels["metric"] == "xtreme_f1"]
+    assert len(drawn) == 5 and drawn["before"].notna().all() and set(panels["metric"]) == set(language_scaling.PANELS)
 
 
 def test_runs_that_were_asked_different_records_are_not_compared():
@@ -128,4 +132,4 @@ def test_runs_that_were_asked_different_records_are_not_compared():
     for made, langs in zip(runs, ({"en": 5}, {"en": 5, "de": 5}), strict=True):
         made.answers = toy_study.xtreme_answers(langs, "final")
     with pytest.raises(ValueError, match="compare models that were asked the same records"):
-        language_scaling.xtreme(Study(runs), "atlas")
+        language_scaling.prices(Study(runs), "atlas")
