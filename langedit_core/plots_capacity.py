@@ -338,12 +338,7 @@ def scaling_dots(
                     "unedited", (0.03, before.mean()), xycoords=("axes fraction", "data"), va="bottom", color=GREY
                 )
             axes.set_xticks(range(len(counts)), counts)
-            axes.set(
-                title=heading,
-                xlabel="languages, same number of edits",
-                ylim=(-0.02, 1.02),
-                xlim=(-0.4, len(counts) - 0.6),
-            )
+            axes.set(title=heading, xlabel="languages", ylim=(-0.02, 1.02), xlim=(-0.4, len(counts) - 0.6))
         handles, labels = fig.axes[0].get_legend_handles_labels()
         fig.legend(handles, labels, loc="outside lower center", ncols=len(labels))
         fig.suptitle(title, x=0.01, ha="left", fontsize=12)

@@ -15,7 +15,7 @@ import pandas as pd
 from jaxtyping import Float, Int
 
 from langedit_core.errors import unknown
-from langedit_core.stats import LEVEL, RESAMPLES, Estimate, bootstrap_p
+from langedit_core.stats import LEVEL, RESAMPLES, TEST_RESAMPLES, Estimate, bootstrap_p
 
 XTREME_METRICS: dict[str, str] = {
     "xnli2_acc": "XNLI as entailment or not: share of records whose true class has the likelier word",
@@ -158,12 +158,14 @@ def corpus_value(metric: str, rows: pd.DataFrame) -> float:
     return float(ADDITIVE[metric].value(features.sum(0, keepdims=True))[0])
 
 
-def draws(metric: str, rows: pd.DataFrame, seed: int = 0, name: str = "") -> Float[np.ndarray, " resamples"]:
+def draws(
+    metric: str, rows: pd.DataFrame, seed: int = 0, name: str = "", resamples: int = RESAMPLES
+) -> Float[np.ndarray, " resamples"]:
     """The metric on bootstrap resamples of the records; sets of another `name` are resampled independently."""
     features = features_of(metric, rows)
     n = len(features)
     entropy = int.from_bytes(hashlib.sha256(f"{seed}|{name}".encode()).digest()[:8])
-    counts: Int[np.ndarray, "resamples n"] = np.random.default_rng(entropy).multinomial(n, [1 / n] * n, RESAMPLES)
+    counts: Int[np.ndarray, "resamples n"] = np.random.default_rng(entropy).multinomial(n, [1 / n] * n, resamples)
     return ADDITIVE[metric].value(counts @ features)
 
 
@@ -181,7 +183,9 @@ def bootstrap(metric: str, rows: pd.DataFrame, seed: int = 0) -> Estimate:
     return estimate(corpus_value(metric, rows), rows["record"].nunique(), drawn)
 
 
-def drawn_values(rows: pd.DataFrame, tasks: Sequence[str], langs: Sequence[str]) -> dict[tuple[str, str, str], Drawn]:
+def drawn_values(
+    rows: pd.DataFrame, tasks: Sequence[str], langs: Sequence[str], resamples: int = RESAMPLES
+) -> dict[tuple[str, str, str], Drawn]:
     """Every metric of every set, and the means, with draws: (task, language, metric) -> value and draws.
 
     Language "all" is the mean over the languages that have the task, each weighing the same; task "xtreme" the mean
@@ -192,6 +196,7 @@ def drawn_values(rows: pd.DataFrame, tasks: Sequence[str], langs: Sequence[str])
         rows: task, lang, record, metric, value, one per record and measure.
         tasks: In the order they are told.
         langs: Likewise.
+        resamples: How many draws.
     """
     found: dict[tuple[str, str, str], Drawn] = {}
     of_set = {key: group for key, group in rows.groupby(["task", "lang"], sort=False)}
@@ -199,7 +204,7 @@ def drawn_values(rows: pd.DataFrame, tasks: Sequence[str], langs: Sequence[str])
     def mean(parts: Sequence[Drawn]) -> Drawn:
         parts = [(value, drawn) for value, drawn in parts if value.n]
         if not parts:
-            return Estimate(float("nan"), 0, float("nan"), float("nan")), np.full(RESAMPLES, np.nan)
+            return Estimate(float("nan"), 0, float("nan"), float("nan")), np.full(resamples, np.nan)
         drawn = np.mean([each for _, each in parts], axis=0)
         value = float(np.mean([each.value for each, _ in parts]))
         return estimate(value, sum(each.n for each, _ in parts), drawn), drawn
@@ -209,7 +214,7 @@ def drawn_values(rows: pd.DataFrame, tasks: Sequence[str], langs: Sequence[str])
             for lang in langs:
                 parts = []
                 if (own := of_set.get((task, lang))) is not None:
-                    drawn = draws(metric, own, name=f"{task}/{lang}")
+                    drawn = draws(metric, own, name=f"{task}/{lang}", resamples=resamples)
                     parts = [(estimate(corpus_value(metric, own), own["record"].nunique(), drawn), drawn)]
                 found[task, lang, metric] = mean(parts)
             found[task, ALL, metric] = mean([found[task, lang, metric] for lang in langs])
@@ -244,7 +249,7 @@ def differences(*pairs: tuple[pd.DataFrame, pd.DataFrame]) -> pd.DataFrame:
             )
     tasks = [task for task in TASK_METRICS if task in set(pairs[0][0]["task"])]
     langs = list(dict.fromkeys(pairs[0][0]["lang"]))
-    found = [[drawn_values(rows, tasks, langs) for rows in pair] for pair in pairs]
+    found = [[drawn_values(rows, tasks, langs, TEST_RESAMPLES) for rows in pair] for pair in pairs]
     out = []
     for key, (value, _) in found[0][0].items():
         if not value.n:

@@ -245,8 +245,8 @@ def how_many_languages() -> str:
         f"six or twelve languages leave the first languages' facts between {spread(efficacy['difference'])} points of "
         f"efficacy beside sequences in two (n = {efficacy['n'].min()} to {efficacy['n'].max()}) and the model between "
         f"{spread(f1['difference'])} points of XTREME F1 (n = {f1['n'].max()} records), while the edits themselves "
-        f"take {min(lost):.0f} to {max(lost):.0f} points of efficacy, and F1 from {unedited[0]} to between {min(kept)} "
-        f"and {max(kept)} ([figure]({R}/figures/languages_same_facts_{known[-1]}.svg)). In {len(taken)} languages keys "
+        f"take {min(lost):.0f} to {max(lost):.0f} points of efficacy and leave an F1 of {min(kept)} to {max(kept)}, "
+        f"where the unedited model has {unedited[0]} ([figure]({R}/figures/languages_same_facts_{known[-1]}.svg)). In {len(taken)} languages keys "
         f"share most within a script ([map]({R}/figures/languages_map.svg)), and protecting one language takes "
         f"{others:.2f} of the energy of another's keys ({own:.2f} of its own other half's, {N05})."
     )
