@@ -156,8 +156,8 @@ def xtreme() -> str:
     holds(all(r["verdict"] == NONE for r in found), "neither reading is shown to differ from AlphaEdit in XTREME F1")
     seeds = "one seed" if found[0]["seeds"] == 1 else f"{found[0]['seeds']} seeds"
     ours = (
-        f"`langedit` has {points(found[0]['difference'])} and `langedit-literal` {points(found[1]['difference'])} points "
-        f"more than `alphaedit` (n = {found[0]['n']}, {seeds}, neither shown)"
+        f"`langedit` has {points(found[0]['difference'])} and `langedit-literal` {points(found[1]['difference'])} "
+        f"points more than `alphaedit` (n = {found[0]['n']}, {seeds}, neither shown)"
     )
 
     def told(task: str) -> str:
