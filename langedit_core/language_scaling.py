@@ -306,6 +306,7 @@ def reading(study: Study, data: str, found: pd.DataFrame) -> list[str]:
         )
         mine = found[(found["method"] == method) & (found["metric"] == "efficacy_tf")]
         sentences.append(f"Paired over these facts, p corrected over {len(found)} comparisons: {_effects(mine)}.")
+    found = found[found["metric"].isin(METRICS)]
     worse, edits = found["verdict"] == "worse", found["effect"] == "more edits"
     sentences.append(
         f"So on {data} more edits are shown to cost these facts something in {(worse & edits).sum()} of {edits.sum()} "

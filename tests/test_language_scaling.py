@@ -120,6 +120,9 @@ def test_xtreme_is_compared_record_by_record_with_the_unedited_model_and_the_run
     assert mine.loc[("memit", "6 languages for 2"), "verdict"] == "worse" and (mine["n"] == 4 * 2 * 20).all()
     shown = language_scaling.prices_table(prices)
     assert "XTREME F1" in set(shown["metric"])
+    facts = prices[prices["metric"] != "xtreme_f1"]
+    count = f"of {(facts['effect'] == 'more edits').sum()} comparisons"
+    assert any(count in sentence for sentence in language_scaling.reading(study, "atlas", prices))
     told = language_scaling.xtreme_reading(scores, prices, "atlas")
     assert "6 languages for 2 -0.50 [-0." in told[0] and "(worse)" in told[0]
     panels = language_scaling.ends(study, "atlas", scores)
