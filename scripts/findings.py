@@ -330,6 +330,27 @@ def tracing() -> str:
     )
 
 
+def repeated() -> str:
+    """How far a sequence differs from itself."""
+    found = table("repeated_runs")
+    gone, asked = found["difference"].abs(), found.dropna(subset=["F1, first", "F1, second"])
+    text = (
+        f"Longer sequences differ more, fact by fact: of {len(found)} with {found['edits'].min()} to "
+        f"{found['edits'].max()} edits that were run a second time under the same seed by later code, the mean "
+        f"efficacy at the end differs by {gone.mean():.3f} on average and by {gone.max():.3f} at most, that of a "
+        f"single fact by {found['sd'].mean():.1f} (standard deviation)"
+    )
+    if len(asked):
+        text += (
+            f", XTREME F1 by {(asked['F1, second'] - asked['F1, first']).abs().max():.3f} at most (n = {len(asked)})"
+        )
+    text += (
+        f" ([table]({R}/tables/repeated_runs.md), `scripts/repeated_runs.py`). Intervals over facts do not hold this, "
+        "so with one seed a verdict near its threshold may turn."
+    )
+    return textwrap.fill(text, 120, break_on_hyphens=False, break_long_words=False)
+
+
 def open_questions() -> str:
     return bullets(decomposition, capacity, how_many_languages, transfer)
 

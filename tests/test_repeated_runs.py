@@ -1,0 +1,55 @@
+"""scripts/repeated_runs.py finds the cells that were run twice, and says how far the two runs differ."""
+
+from __future__ import annotations
+
+import shutil
+import sys
+from pathlib import Path
+
+import pytest
+
+from langedit_core.storage import read_sealed, write_sealed
+
+ROOT = Path(__file__).resolve().parents[1]
+RECORDS = ROOT / "reports" / "standard" / "records"
+sys.path.insert(0, str(ROOT / "scripts"))
+
+from repeated_runs import COLUMNS, repeated  # noqa: E402
+
+
+@pytest.fixture
+def folders(tmp_path: Path) -> tuple[Path, Path]:
+    """Two folders with the same two records: bzsRE, 200 edits in two languages."""
+    for name in ("before", "now"):
+        (tmp_path / name).mkdir()
+        for method in ("alphaedit", "memit"):
+            (path,) = RECORDS.glob(f"bzsre-{method}-????????????????.json.xz")
+            shutil.copy(path, tmp_path / name)
+    return tmp_path / "before", tmp_path / "now"
+
+
+def test_one_run_is_no_repetition(folders):
+    found = repeated("standard", *folders)
+    assert found.empty and list(found) == COLUMNS
+
+
+def test_a_second_run_differs_by_what_its_facts_differ_by(folders):
+    before, now = folders
+    (path,) = now.glob("bzsre-alphaedit-*")
+    record = read_sealed(path)
+    rows = [r for r in record["final"]["rows"] if r["metric"] == "efficacy_tf" and r["when"] == "final"]
+    first = sum(r["value"] for r in rows) / len(rows)
+    rows[0]["value"] -= 0.5
+    write_sealed(path, record)
+    (row,) = repeated("standard", before, now).to_dict("records")
+    assert (row["data"], row["method"], row["languages"], row["edits"], row["seed"]) == (
+        "bzsre",
+        "alphaedit",
+        2,
+        200,
+        0,
+    )
+    assert row["first"] == pytest.approx(first) and row["second"] == pytest.approx(first - 0.5 / len(rows))
+    assert row["difference"] == pytest.approx(-0.5 / len(rows))
+    assert row["sd"] == pytest.approx(0.5 / len(rows) ** 0.5)  # one of n differs by ½: ½ √((1 − 1/n)/(n − 1))
+    assert row["F1, first"] != row["F1, first"]  # not asked
