@@ -9,6 +9,7 @@ import pandas as pd
 from report_tables import at, ci, holds, minus, path_of, points, row, table
 
 from langedit_core.cost import PAPER
+from langedit_core.profiles import load_profile
 
 NONE = "no difference shown"
 R = "reports/standard"
@@ -328,6 +329,24 @@ def tracing() -> str:
         f"{ci(told, 'rho')} (p = {told['p_layers']:.2f}, {N04}), on SmolLM2 135M {ci(other, 'rho')} (p = "
         f"{other['p_layers']:.2f}, [04](reports/smollm2/04_layers.html))."
     )
+
+
+def ran() -> str:
+    """What the findings rest on."""
+    designs, kinds = table("design"), {"the same": "the same facts in all", "different": "other facts in every batch"}
+    told = [
+        f"{d['edits per run']:,} edits on `{d['data']}` in batches of {d['facts per batch']} in {d['languages']}, "
+        f"{kinds[d['facts per language']]}, {d['methods']} methods, seeds: {d['seeds']}"
+        for d in designs.to_dict("records")
+    ]
+    profile = load_profile("standard")
+    text = (
+        f"One small model, Gemma 3 270M. The main runs are {'; '.join(told)}. That is {designs['runs'].sum()} of "
+        f"the profile's {len(profile.cells('main', profile.model))} runs; the others are not finished. This is what to "
+        "test next, not a verdict about 7B models. Intervals hold 95 %, a point is a hundredth, and *shown* is what is "
+        "significant after Holm's correction."
+    )
+    return textwrap.fill(text, 120, break_on_hyphens=False, break_long_words=False)
 
 
 def repeated() -> str:

@@ -11,7 +11,7 @@ import sys
 from pathlib import Path
 
 import pandas as pd
-from findings import NONE, findings, in_short, open_questions, repeated
+from findings import NONE, findings, in_short, open_questions, ran, repeated
 from report_tables import at, path_of, points, table
 
 from langedit_core.published import READINGS
@@ -85,7 +85,13 @@ def compared(data: str) -> str:
     return "\n".join([*lines, "", "Bold: shown after Holm's correction; the others are not shown to differ."])
 
 
-BLOCKS = {"headline": headline, "repeated runs": repeated, "findings": findings, "open questions": open_questions}
+BLOCKS = {
+    "headline": headline,
+    "repeated runs": repeated,
+    "what was run": ran,
+    "findings": findings,
+    "open questions": open_questions,
+}
 
 
 def filled(text: str) -> str:
