@@ -468,25 +468,27 @@ class Study:
         return over_seeds(parts)
 
     def xtreme_tests(self, data: str, reference: str) -> pd.DataFrame:
-        """XTREME F1 at the end, `reference` against every other method, paired over records; one family (Holm).
+        """XTREME F1 at the end, `reference` against every other method, paired over records and seeds; one family.
 
-        Only runs whose answers were kept are compared, under the seeds that both have; it may be empty.
+        Only runs whose answers were kept are compared, under the seeds that both have, with Holm's correction; it may
+        be empty.
 
         Returns:
-            a, b, mean_a, mean_b, difference, low, high, n, n_seeds, p_holm, verdict.
+            a, b, mean_a, mean_b, difference, low, high, least and most (of a seed), n, n_seeds, p_holm, verdict.
         """
         kept: dict[str, dict[int, pd.DataFrame]] = {}
         for r in self.results:
             if r.cell.data == data and len(r.answers):
                 kept.setdefault(r.cell.method, {})[r.cell.seed] = r.answers_at("final")
         mine, rows = kept.get(reference, {}), []
+        numbers = ["difference", "low", "high", "least", "most", "n", "p"]
         for method in (m for m in self.methods_of(data) if m in kept and m != reference):
             if seeds := sorted(mine.keys() & kept[method].keys()):
                 told = differences(*((mine[seed], kept[method][seed]) for seed in seeds))
                 (d,) = told[(told["metric"] == "xtreme_f1") & (told["lang"] == "all")].to_dict("records")
-                row = dict(a=reference, b=method, mean_a=d["a"], mean_b=d["b"], difference=d["difference"])
-                rows.append(row | dict(low=d["low"], high=d["high"], n=d["n"], n_seeds=len(seeds), p=d["p"]))
-        columns = ["a", "b", "mean_a", "mean_b", "difference", "low", "high", "n", "n_seeds", "p"]
+                row = dict(a=reference, b=method, mean_a=d["a"], mean_b=d["b"], n_seeds=len(seeds))
+                rows.append(row | {name: d[name] for name in numbers})
+        columns = ["a", "b", "mean_a", "mean_b", *numbers[:-2], "n", "n_seeds", "p"]
         found = pd.DataFrame(rows, columns=columns)
         corrected = holm(found["p"]) if len(found) else []
         gains = [verdict(gain, p) for gain, p in zip(found["difference"], corrected, strict=True)]
@@ -496,8 +498,12 @@ class Study:
         """`xtreme_tests` as it is read; every reference is a family of its own."""
         found = pd.concat([self.xtreme_tests(data, m) for m in references], ignore_index=True)
         told = [format_ci(*row) for row in found[["difference", "low", "high"]].itertuples(index=False)]
+        seeds = [f"{low:+z.3f} to {high:+z.3f}" for low, high in zip(found["least"], found["most"], strict=True)]
         found = found.assign(difference=told).rename(columns={"a": "method", "b": "against", "n_seeds": "seeds"})
-        return found[["method", "mean_a", "against", "mean_b", "difference", "n", "seeds", "p_holm", "verdict"]]
+        found["by seed"] = ["" if n == 1 else text for n, text in zip(found["seeds"], seeds, strict=True)]
+        return found[
+            ["method", "mean_a", "against", "mean_b", "difference", "by seed", "n", "seeds", "p_holm", "verdict"]
+        ]
 
     def xtreme_table(self, data: str) -> pd.DataFrame:
         """The same as it is read."""

@@ -83,11 +83,11 @@ def beside(study: Study) -> pd.DataFrame:
     """Our numbers for the paper's comparisons, a row per data set, metric and opponent, in points.
 
     Efficacy is paired over facts and seeds, its verdict from the corrected tests of the data set. XTREME is paired over
-    records where both have answers that were kept (`Study.xtreme_tests`); else its interval treats the two methods as
-    independent, which is too wide, since both answer the same records, and no verdict is given. Columns data, metric,
-    method (a reading), its value, against ("best baseline" is the one that does best beside it on the facts and seeds
-    they share), the other's value, difference, n, seeds, paper (largest gain it reports), verdict; values are those of
-    what the two share.
+    records and seeds where both have answers that were kept (`Study.xtreme_tests`); else its interval treats the two
+    methods as independent, which is too wide, since both answer the same records, and no verdict is given. Columns
+    data, metric, method (a reading), its value, against ("best baseline" is the one that does best beside it on the
+    facts and seeds they share), the other's value, difference, n, seeds, paper (largest gain it reports), verdict;
+    values are those of what the two share.
     """
     rows = []
     for data, method in _read(study):
@@ -121,6 +121,9 @@ def verdicts(study: Study) -> list[str]:
             d, verdict, seeds = (found[ALPHAEDIT][k] for k in ("difference", "verdict", "seeds"))
             told = {"better": "is shown", "worse": "is contradicted (AlphaEdit is ahead)"}.get(verdict, "is not shown")
             over = f"n = {d.n} {of}, {'one seed' if seeds == 1 else f'{seeds} seeds'}"
+            if seeds > 1 and "by_seed" in found[ALPHAEDIT]:
+                least, most = found[ALPHAEDIT]["by_seed"]
+                over += f" ({100 * least:+z.1f} to {100 * most:+z.1f} by seed)"
             sentence = (
                 f"On {data} the advantage of {method} over AlphaEdit {told}: {_points(d)} points of "
                 f"{metric.partition(' (')[0]} at the end, paired over {over}"
@@ -241,6 +244,7 @@ def _xtreme(study: Study, data: str, method: str) -> dict[str, dict]:
             theirs=d["mean_b"],
             difference=Estimate(d["difference"], d["n"], d["low"], d["high"]),
             seeds=d["n_seeds"],
+            by_seed=(d["least"], d["most"]),
             verdict=d["verdict"],
         )
     return differences

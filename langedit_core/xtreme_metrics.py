@@ -228,11 +228,13 @@ def differences(*pairs: tuple[pd.DataFrame, pd.DataFrame]) -> pd.DataFrame:
     """One model against another on the same records, a − b: their draws are of the same records, so this is paired.
 
     Args:
-        pairs: Rows of a and of b: task, lang, record, metric, value. Several pairs, one per seed, are averaged: all of
-            them answer the same records, so more of them make no narrower interval.
+        pairs: Rows of a and of b: task, lang, record, metric, value. Of several pairs, one per seed, the mean is told:
+            all of them answer the same records, which are drawn together, and seeds are drawn independently of them,
+            as `stats.paired` does (few of them say little about how much seeds differ).
 
     Returns:
-        task, lang, metric, a, b, difference, n, low, high, p; what is n/a is not among them.
+        task, lang, metric, a, b, difference, n, low, high, p, and least and most, the smallest and the largest
+        difference of a pair; what is n/a is not among them.
 
     Raises:
         ValueError: No pair, or not all answered the same records by the same measures.
@@ -250,17 +252,17 @@ def differences(*pairs: tuple[pd.DataFrame, pd.DataFrame]) -> pd.DataFrame:
     tasks = [task for task in TASK_METRICS if task in set(pairs[0][0]["task"])]
     langs = list(dict.fromkeys(pairs[0][0]["lang"]))
     found = [[drawn_values(rows, tasks, langs, TEST_RESAMPLES) for rows in pair] for pair in pairs]
+    of_seeds = np.random.default_rng(0).integers(len(pairs), size=(len(pairs), TEST_RESAMPLES))
     out = []
     for key, (value, _) in found[0][0].items():
         if not value.n:
             continue
         a, b = (float(np.mean([pair[side][key][0].value for pair in found])) for side in (0, 1))
-        drawn = np.mean([pair[0][key][1] - pair[1][key][1] for pair in found], axis=0)
-        told = estimate(
-            float(np.mean([pair[0][key][0].value - pair[1][key][0].value for pair in found])), value.n, drawn
-        )
+        by_pair = [pair[0][key][0].value - pair[1][key][0].value for pair in found]
+        drawn = np.array([pair[0][key][1] - pair[1][key][1] for pair in found])
+        drawn = np.take_along_axis(drawn, of_seeds, axis=0).mean(axis=0)
+        told = estimate(float(np.mean(by_pair)), value.n, drawn)
         row = dict(zip(("task", "lang", "metric"), key, strict=True), a=a, b=b)
-        out.append(
-            row | dict(difference=told.value, n=told.n, low=told.low, high=told.high, p=bootstrap_p(drawn, told.n))
-        )
+        row |= dict(difference=told.value, n=told.n, low=told.low, high=told.high, p=bootstrap_p(drawn, told.n))
+        out.append(row | dict(least=min(by_pair), most=max(by_pair)))
     return pd.DataFrame(out)

@@ -602,13 +602,18 @@ def test_two_models_are_compared_record_by_record():
     assert (both["a"], both["b"]) == (0.625, 0.5)
 
 
-def test_two_seeds_are_averaged_and_make_no_narrower_interval():
+def test_seeds_are_averaged_and_drawn_independently_of_the_records():
     one, other, third = answers({"en": 30}), answers({"en": 20}), answers({"en": 10})
     once = differences((one, other)).set_index("metric").loc["mlqa_f1"].iloc[0]
     twice = differences((one, other), (one, other)).set_index("metric").loc["mlqa_f1"].iloc[0]
     pd.testing.assert_series_equal(once, twice)
     mixed = differences((one, other), (one, third)).set_index("metric").loc["mlqa_f1"].iloc[0]
     assert mixed["difference"] == pytest.approx(0.375) and mixed["n"] == 40
+    assert (mixed["least"], mixed["most"]) == (0.25, 0.5) and once["least"] == once["most"] == 0.25
+    # Between two seeds drawn with replacement 0.25, 0.375 or 0.5 is the mean; records vary around it as by hand.
+    seeds, records = 0.125**2 / 2, (0.25 * 0.1875 + 0.25 * 0.25 + 0.5 * 0.171875) / 40
+    assert mixed["high"] - mixed["low"] == pytest.approx(2 * 1.96 * np.sqrt(seeds + records), rel=0.1)
+    assert mixed["high"] - mixed["low"] > 1.5 * (once["high"] - once["low"])
 
 
 def test_models_that_were_asked_different_records_are_not_compared():
