@@ -89,7 +89,7 @@ def in_short() -> str:
         "[What the runs show](#what-the-runs-show) has the reasons, "
         "[What the paper left open](#what-the-paper-left-open) the rest."
     )
-    return textwrap.fill(text, 120, break_on_hyphens=False, break_long_words=False)
+    return paragraph(text)
 
 
 def best() -> str:
@@ -249,8 +249,8 @@ def capacity() -> str:
         f"([figure]({R}/figures/exhaustion_capacity.svg)). Real edits fail for other reasons: on mzsRE `evoedit` falls "
         f"below an efficacy of one half within {real['edits'].max()}, on atlas the facts edited so far fall below it "
         f"after {half['langedit']:.0f} edits of `langedit` and {half['alphaedit']:.0f} of `alphaedit`, and on the "
-        f"small `atlas-lm` batches of 100 fail from the first one on ({small['first_value']:.2f}, "
-        f"{small['first_capacity']:.2f} of a key's energy left), though no direction is left only after "
+        f"small `atlas-lm` batches of 100 fail from the first one on (efficacy {small['first_value']:.2f} with "
+        f"{small['first_capacity']:.2f} of a key's energy left), while `evoedit` has no direction left after "
         f"{spent['full_after']:,.0f} edits ([07]({R}/07_exhaustion.html), [small](reports/small/07_exhaustion.html))."
     )
 
@@ -357,7 +357,7 @@ def ran() -> str:
         "test next, not a verdict about 7B models. Intervals hold 95 %, a point is a hundredth, and *shown* is what is "
         "significant after Holm's correction."
     )
-    return textwrap.fill(text, 120, break_on_hyphens=False, break_long_words=False)
+    return paragraph(text)
 
 
 def repeated() -> str:
@@ -378,13 +378,18 @@ def repeated() -> str:
         f" ([table]({R}/tables/repeated_runs.md), `scripts/repeated_runs.py`). Intervals over facts do not hold this, "
         "so with one seed a verdict near its threshold may turn."
     )
-    return textwrap.fill(text, 120, break_on_hyphens=False, break_long_words=False)
+    return paragraph(text)
 
 
 def open_questions() -> str:
     return bullets(decomposition, capacity, how_many_languages, transfer)
 
 
+def paragraph(text: str, **indents: str) -> str:
+    """Lines as long as the README's; links and names stay whole."""
+    return textwrap.fill(text, 120, break_on_hyphens=False, break_long_words=False, **indents)
+
+
 def bullets(*sentences: Callable[[], str]) -> str:
-    fill = textwrap.TextWrapper(120, initial_indent="* ", subsequent_indent="  ", break_on_hyphens=False).fill
-    return "\n".join(fill(sentence()) for sentence in sentences)
+    told = (paragraph(sentence(), initial_indent="* ", subsequent_indent="  ") for sentence in sentences)
+    return "\n".join(told)

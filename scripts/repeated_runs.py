@@ -24,19 +24,8 @@ from langedit_core.tables import save_table
 ROOT = Path(__file__).resolve().parents[1]
 NOWHERE = Path("no results")  # records alone are compared
 FIRST = "8c61e48"  # the last revision whose records hold the first runs
-COLUMNS = [
-    "data",
-    "method",
-    "languages",
-    "edits",
-    "seed",
-    "first",
-    "second",
-    "difference",
-    "sd",
-    "F1, first",
-    "F1, second",
-]
+COLUMNS = ["data", "method", "languages", "edits", "seed", "first", "second", "difference", "sd"]
+COLUMNS += ["F1, first", "F1, second"]
 
 
 def repeated(profile: str, before: Path, now: Path) -> pd.DataFrame:
@@ -64,7 +53,7 @@ def repeated(profile: str, before: Path, now: Path) -> pd.DataFrame:
         rows.append(
             dict(data=cell.data, method=cell.method, languages=len(set(cell.langs)), edits=cell.edits, seed=cell.seed)
             | dict(first=a.mean(), second=b.mean(), difference=difference.mean(), sd=difference.std())
-            | {"F1, first": f1(first), "F1, second": f1(second) if asked_alike(cell, earlier[0]) else None}
+            | ({"F1, first": f1(first), "F1, second": f1(second)} if asked_alike(cell, earlier[0]) else {})
         )
     table = pd.DataFrame(rows, columns=COLUMNS).astype(dict.fromkeys(COLUMNS[-2:], float))
     return table.sort_values(["data", "edits", "languages", "method", "seed"], ignore_index=True)
