@@ -228,11 +228,14 @@ def state(
         `edited` the matrix as it was at first and before the batch, and the parameter's copy in an update;
         `covariances` C₀; `eigenbases` the thinner side of its spectrum; `method` what comes on top: a Cholesky factor,
         stored keys or, once they are more than dimensions and only their sum is needed, that sum, or the directions
-        they took. Of full keys both C₀'s side and the one extended by the keys.
+        they took; a running mean sums them up every d_in keys, and the most it holds meanwhile is told. Of full keys
+        both C₀'s side and the one extended by the keys.
     """
     square, keys = 8.0 * d_in**2, float(d_in * edits) * itemsize
-    if settings.space in ("running", "literal", "randomized", "released", "full_keys"):
+    if settings.space in ("released", "full_keys"):
         held = keys
+    elif settings.space in ("running", "literal", "randomized"):
+        held = square + float(d_in * d_in) * itemsize if edits > d_in else keys
     elif settings.remember:
         held = square if edits > d_in and settings.constraint == "penalty" else keys
     else:

@@ -5,8 +5,8 @@
     incremental  the same space, one thin orthogonalisation per batch (EvoEdit, arXiv 2510.13851)
     randomized   as exact, its protected side found by a randomised range finder (Halko et al., arXiv 0909.4061)
 
-A projector is a value: `taking` gives a new one and leaves the old as it was. Σ₀ is shared by all of them and never
-copied; what a batch adds is kept as thin keys.
+A projector is a value: `taking` gives a new one and leaves the old as it was. Σ₀ is shared by all of them; what a batch
+adds is kept as thin keys, until they are no longer thin and a sum of the projector's own takes them in.
 """
 
 from __future__ import annotations
@@ -103,12 +103,12 @@ class Exact:
     """Eigenvectors of gram + Σ KKᵀ below `cut`, by a full decomposition per batch (LangEdit, arXiv 2506.10800).
 
     Attributes:
-        gram: Σ₀ = n₀C₀, shared with whoever gave it.
+        gram: Σ₀ = n₀C₀, shared with whoever gave it; once more than d keys were added, a sum of its own with them.
         cut: Where the sum is cut, n₀ x the cut of C₀. A sum never shrinks in any direction, so nothing gets free again.
             An infinite cut protects nothing, whatever is added.
         start: null(C₀), until the first key.
-        protected: How many directions C₀ protects.
-        keys: What was added, per batch.
+        protected: At most so many directions `gram` protects.
+        keys: What was added to it since, per batch.
     """
 
     gram: Float[Tensor, "d d"]
@@ -118,7 +118,11 @@ class Exact:
     keys: tuple[Float[Tensor, "d _"], ...] = ()
 
     def taking(self, keys: Float[Tensor, "d n"]) -> Exact:
-        return replace(self, start=None, keys=(*self.keys, keys))
+        taken = replace(self, start=None, keys=(*self.keys, keys))
+        if sum(k.shape[1] for k in taken.keys) <= len(self.gram):
+            return taken
+        # More keys than dimensions hold more than their sum does, and nothing else is asked of them.
+        return replace(taken, gram=taken.matrix, protected=min(taken.guess, len(self.gram)), keys=())
 
     @cached_property
     def space(self) -> NullSpace:
@@ -187,6 +191,10 @@ class ReleasedMix(Exact):
 
     count: int = 1
     counts: tuple[int, int] = (100_000, 100)
+
+    def taking(self, keys: Float[Tensor, "d n"]) -> ReleasedMix:
+        # Every batch changes the weights of all before it, so none is summed up.
+        return replace(self, start=None, keys=(*self.keys, keys))
 
     @property
     def weights(self) -> tuple[float, list[float]]:

@@ -144,6 +144,20 @@ def test_statistics_are_those_an_editor_holds(batch, method):
     assert parts["edited"] == 3 * held(*(s.weight for s in states))
 
 
+@pytest.mark.parametrize("method", ["langedit", "langedit-literal", "langedit-randomized"])
+def test_a_sequence_of_any_length_holds_no_more_than_two_sums(method):
+    model = conftest.build_model("llama")
+    of_cell, d = cell(method), model.d_ff
+    state = Editor(model, of_cell.settings, toy.covariances(model, (1, 2)), toy.CONTEXTS).layers[1]
+    projector, shared = state.projector, state.projector.gram
+    for edits in range(d // 2, 4 * d, d // 2):
+        projector = projector.taking(torch.randn(d, d // 2))
+        own = () if projector.gram is shared else (projector.gram,)
+        real = sum(t.numel() * t.element_size() for t in (*projector.keys, *own))
+        estimated = estimate.state(of_cell.settings, model.d_model, d, edits)["method"]
+        assert real == estimated if edits <= d else 8 * d**2 <= real <= estimated
+
+
 @pytest.mark.parametrize("method", ["alphaedit", "memit-seq"])
 @pytest.mark.parametrize("more", [0, 1])
 def test_more_past_keys_than_dimensions_are_held_as_their_sum(method, more):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import reference
 import torch
@@ -143,6 +145,23 @@ def test_taking_keys_leaves_the_projector_and_the_covariance_as_they_were(kind):
     after = projector.taking(batches()[0])
     assert after.space.rank < projector.space.rank
     assert torch.equal(projector.space.projection, space) and torch.equal(of.gram, before)
+
+
+@pytest.mark.parametrize("kind", ["exact", "randomized", "literal", "released"])
+def test_more_keys_than_dimensions_are_held_as_their_sum_and_protect_the_same(kind):
+    of, threshold, n = covariance(), Threshold(kind="absolute", value=0.5), 7
+    before, projector = of.gram.clone(), projector_of(kind, of, threshold)
+    loose = projector  # holds every key: as it would be without the sum
+    for number in range(14):
+        keys = randn(D, n, seed=number)
+        projector = projector.taking(keys)
+        stored = keys * n**0.5 if kind == "literal" else keys
+        loose = replace(loose, start=None, keys=(*loose.keys, stored))
+        close(projector.matrix, loose.matrix, 1e-9)
+        close(projector.space.projection, loose.space.projection, 1e-7)
+        held = sum(k.shape[1] for k in projector.keys)
+        assert held == (number + 1) * n if kind == "released" else held <= D
+    assert projector.space.rank < D - PROTECTED and torch.equal(of.gram, before)
 
 
 def test_a_fixed_space_takes_keys_and_stays():
