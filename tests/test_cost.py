@@ -89,7 +89,9 @@ def test_state_of_a_block_is_its_formula():
     assert table.loc["ft", "statistics"] == 0 and table.loc["rome", "layers"] == 1
     more = cost.memory_table(edits=50, protected=0.25, blocks=blocks).set_index("method")  # than there are dimensions
     assert more.loc["alphaedit", "statistics"] == more.loc["evoedit", "statistics"] == pytest.approx(basis + square)
-    assert more.loc["langedit", "statistics"] == pytest.approx(square + basis + 2 * 4 * 40 * 50 / 1e9)
+    two_sums = basis + 2 * square  # C₀'s and its own, and up to 40 keys since
+    assert more.loc["langedit", "statistics"] == pytest.approx(two_sums + 2 * 4 * 40 * 40 / 1e9)
+    assert more.loc["langedit-released", "statistics"] == pytest.approx(square + basis + 2 * 4 * 40 * 50 / 1e9)
 
 
 def test_every_space_says_which_matrix_it_needs():
