@@ -310,7 +310,7 @@ def edit(
 ) -> None:
     """Edit facts into a model: out come a patch, a PEFT adapter, or the edited model.
 
-    The patch is written after every batch. Facts that the tokenizer cannot locate are left out and named.
+    The patch is written as it grows. Facts that the tokenizer cannot locate are left out and named.
     """
     from langedit_core.adapters import refuse_existing, to_peft
     from langedit_core.adapters import save_model as save
@@ -356,8 +356,8 @@ def edit(
         keep_base=keep_base,
         corpus=None if texts is None else corpus_hash(texts),
     )
-    for name, reason in edited.dropped.items():
-        say(f"left out {name}: {reason}")
+    for reason in edited.dropped.values():
+        say(f"left out: {reason}")
     table = edited.table()
     typer.echo(table.to_string(index=False, float_format="{:.3f}".format))
     write_text(output_path / "report.csv", table.to_csv(index=False, lineterminator="\n"))

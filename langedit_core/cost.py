@@ -162,7 +162,8 @@ def memory_table(
     """GB of state per method, by formula: what stays from batch to batch, and which d x d matrix is among it.
 
     Columns block, method, layers, those of STATE and their sum `statistics`, `matrices` (the edited ones, three
-    copies), and why a d x d matrix is needed once C₀ was decomposed. At first all need C₀ itself, 8 d² bytes a layer.
+    copies), and why a d x d matrix is needed once C₀ was decomposed. At first all that solve need C₀ itself, 8 d² bytes
+    a layer.
 
     Args:
         methods: Names of METHODS.

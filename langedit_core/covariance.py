@@ -151,8 +151,11 @@ def cached_covariance(
     fingerprint has it, even while that model is edited.
 
     Raises:
-        ValueError: A layer is missing on disk and the model is edited: what would be gathered now is not C₀.
+        ValueError: There is no text; or a layer is missing on disk and the model is edited: what would be gathered now
+            is not C₀.
     """
+    if not texts:
+        raise ValueError("no text to gather keys from; C₀ needs sentences in the languages whose keys shall be kept")
     folder = folder or cache_home() / "covariance"
     stem = f"{model.fingerprint[:16]}-{corpus_hash(texts)[:16]}-{max_tokens}"
     paths = {layer: folder / f"{stem}-layer{layer}.safetensors" for layer in layers}

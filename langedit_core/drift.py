@@ -152,10 +152,11 @@ class Drift:
             texts: Other texts than the package's, language → name → text.
 
         Raises:
-            ValueError: Unknown or no language, or a number out of range.
+            ValueError: The model is edited, unknown or no language, or a number out of range.
             RefusedInput: A text is too short for any token to be scored.
             FloatingPointError: The model gives NaN or infinity.
         """
+        model.check_unedited("what the unedited model says")
         vocabulary = model.hf.get_output_embeddings().weight.shape[0]
         if keep is not None:
             if keep < 1:

@@ -1,11 +1,14 @@
 """`langedit edit`: facts from a file into a model, out come a patch, a PEFT adapter, or the edited model.
 
-The patch is written after every batch, so that a run that is stopped goes on where it was.
+The patch is written after every batch, so that a run that is stopped goes on where it was; of a long sequence, whose
+file takes long, less often.
 """
 
 from __future__ import annotations
 
+import contextlib
 import logging
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,7 +33,7 @@ class Edited:
 
     Attributes:
         patch: The recorded edits; None for a method that cannot be stored as one.
-        dropped: Fact id -> why it could not be edited.
+        dropped: `Fact.label` -> why it could not be edited.
         rows: One row per question, metric and moment ("before", "final"): fact, lang, kind, metric, when, value.
         batches: One row per batch and layer of this run: what `LayerReport` tells.
     """
@@ -57,7 +60,7 @@ def usable(editor: Editor, facts: Sequence[Fact]) -> tuple[list[Fact], dict[str,
     """
     kept, _, dropped = editor.requests(facts)
     if not kept:
-        reasons = "; ".join(f"{name}: {reason}" for name, reason in list(dropped.items())[:3])
+        reasons = "; ".join(list(dropped.values())[:3])
         raise RefusedInput(f"none of {len(facts)} facts can be edited ({reasons or 'there are none'})")
     return kept, dropped
 
@@ -90,7 +93,9 @@ def edit_facts(
     if resume:
         patch = _resumed(path, patch, editor, facts)
     done, rows = 0 if patch is None else len(patch.facts), []
-    with tqdm(total=len(facts), initial=done, unit="fact", disable=quiet, mininterval=1.0, dynamic_ncols=True) as bar:
+    keeper = contextlib.closing(_Keeper(patch, path, keep_base))
+    bar = tqdm(total=len(facts), initial=done, unit="fact", disable=quiet, mininterval=1.0, dynamic_ncols=True)
+    with keeper as kept, bar:
         while done < len(facts):
             chunk = facts[done : done + batch]
             bar.set_description(f"batch {editor.step + 1}, {method}")
@@ -99,12 +104,38 @@ def edit_facts(
             rows += _layer_rows(report)
             done += len(chunk)
             bar.update(done - bar.n)
-            if patch is not None:
-                patch.save(path, with_base=keep_base)
+            kept.keep()
     editor.finish()
     after = ask(model, asked)
     measured = rows_of(asked, before, before, "before") + rows_of(asked, after, before, "final")
     return Edited(patch, dropped, pd.DataFrame(measured), pd.DataFrame(rows))
+
+
+class _Keeper:
+    """Writes a growing patch, whose file is written whole, in no more than a small share of the run's time."""
+
+    SHARE = 0.05
+
+    def __init__(self, patch: Patch | None, path: Path | None, with_base: bool) -> None:
+        """Without a patch, nothing is kept."""
+        self.patch, self.path, self.with_base = patch, path, with_base
+        self.saved, self.due = 0 if patch is None else len(patch), 0.0
+
+    def keep(self) -> None:
+        """Call after every batch: saves unless the last time is too short ago for what it took."""
+        if self.patch is not None and time.monotonic() >= self.due:
+            self._save()
+
+    def close(self) -> None:
+        """Save what is not saved yet, however the run ends."""
+        if self.patch is not None and self.saved < len(self.patch):
+            self._save()
+
+    def _save(self) -> None:
+        started = time.monotonic()
+        self.patch.save(self.path, with_base=self.with_base)
+        self.saved, ended = len(self.patch), time.monotonic()
+        self.due = ended + (ended - started) / self.SHARE
 
 
 def _layer_rows(report: BatchReport) -> list[dict]:
@@ -133,7 +164,7 @@ def _resumed(path: Path, new: Patch, editor: Editor, facts: Sequence[Fact]) -> P
         )
     for t, record in enumerate(stored.header.batches):
         editor.apply(stored.updates(t))
-        if stored.position(editor.model) != t + 1:
+        if stored.hashes(editor.model) != record.after:
             raise RefusedInput(
                 f"{path}: batch {t + 1} gives other weights here than where it was made (another processor or thread "
                 "count), so the sequence cannot go on exactly; make the patch anew"

@@ -15,7 +15,7 @@ from dataclasses import asdict, dataclass, field, replace
 from typing import Literal
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from pydantic import BaseModel, ConfigDict, Field, StrictInt, field_validator, model_validator
 from torch import Tensor
 
@@ -66,7 +66,7 @@ class EditSettings(BaseModel):
     )
     released_counts: tuple[int, int] = Field((100_000, 100), description="n̄₀ and n as the released code has them")
     values: ValueSettings = ValueSettings()
-    microbatch: int | None = Field(None, ge=1, description="facts whose values are optimised together; None: all")
+    microbatch: int | None = Field(None, ge=1, description="facts that go through the model together; None: all")
     exhausted: float = Field(1e-6, ge=0, description="a key with a smaller share of its energy left is not edited")
     constraint: Literal["penalty", "exact"] = Field(
         "penalty", description="what is missing of R costs its square; or ΔK = R exactly, at the lowest cost (ROME)"
@@ -169,9 +169,7 @@ the batch's size on top.
 
 
 def settings_for(method: str, **changes) -> EditSettings:
-    """The settings of a named method, with `changes` on top.
-
-    A mapping for `finetune` changes what it names and leaves the rest as the method has it.
+    """The settings of a named method, with `changes` on top as `merged` puts them there.
 
     Raises:
         ValueError: Unknown method or setting; lists the known ones.
@@ -181,10 +179,21 @@ def settings_for(method: str, **changes) -> EditSettings:
     for name in changes:
         if name not in EditSettings.model_fields:
             raise unknown("setting", name, EditSettings.model_fields)
-    chosen = METHODS[method] | changes
-    if isinstance(changes.get("finetune"), Mapping) and "finetune" in METHODS[method]:
-        chosen["finetune"] = METHODS[method]["finetune"].model_dump() | changes["finetune"]
-    return EditSettings(**chosen)
+    return EditSettings(**merged(METHODS[method], changes))
+
+
+def merged(settings: Mapping[str, object], changes: Mapping[str, object]) -> dict[str, object]:
+    """`settings` with `changes` on top: a mapping (`values`, `finetune`, `threshold`) changes what it names only."""
+    found = dict(settings)
+    for name, change in changes.items():
+        known = found.get(name)
+        known = known.model_dump() if isinstance(known, BaseModel) else known
+        found[name] = known | change if isinstance(known, dict) and isinstance(change, Mapping) else change
+    return found
+
+
+FACTORS = torch.float32
+"""Of all tensors of an update, whatever the model's own precision."""
 
 
 @dataclass(frozen=True)
@@ -253,7 +262,9 @@ class LayerReport:
 class BatchReport:
     """What happened to a batch of facts; every number belongs to the model's state right after it.
 
-    `seconds` are the clock's, `processor` those that this process used, by phase: on a shared machine they say more.
+    `dropped` says by `Fact.label` why a fact could not be edited. `exhausted` has the ids of those without a direction
+    left in some layer. `seconds` are the clock's, `processor` those that this process used, by phase: on a shared
+    machine they say more.
     """
 
     step: int
@@ -331,8 +342,8 @@ def check_updates(model: EditableModel, updates: Mapping[int, Update], settings:
     """Refuse a stored batch that cannot be added as a whole, before anything of it is added.
 
     Raises:
-        ValueError: Updates of other layers than those of the settings, of another shape than the model's matrices, or
-            with NaN or infinity; names layer and tensor.
+        ValueError: Updates of other layers than those of the settings, of another shape than the model's matrices, in
+            another precision than editors compute in, or with NaN or infinity; names layer and tensor.
     """
     if set(updates) != set(settings.layers):
         raise ValueError(
@@ -340,13 +351,18 @@ def check_updates(model: EditableModel, updates: Mapping[int, Update], settings:
             "of these one, as `Editor.edit` does"
         )
     for layer, update in updates.items():
-        (d_out, d_in), n = model.weight(layer).shape, update.left.shape[1]
+        (d_out, d_in), n = model.weight(layer).shape, update.left.shape[-1] if update.left.ndim else 0
         shapes = dict(left=(d_out, n), right=(d_in, n), keys=(d_in, n), dense=(d_out, d_in))
         for name, tensor in update.tensors().items():
             if tensor.shape != shapes[name]:
                 raise ValueError(
                     f"{name} of the update for layer {layer} is {tuple(tensor.shape)}, expected {shapes[name]}; the "
                     "batch belongs to another model"
+                )
+            if tensor.dtype != FACTORS:
+                raise ValueError(
+                    f"{name} of the update for layer {layer} is {tensor.dtype}, expected {FACTORS}; rounded factors do "
+                    "not give the weights of the day they were made"
                 )
             if not torch.isfinite(tensor).all():
                 raise ValueError(f"{name} of the update for layer {layer} holds NaN or infinity; the batch is damaged")
@@ -401,14 +417,14 @@ class Editor:
         """Token rows of all facts that have them, and the reason for each that has not."""
         kept, rows, dropped = [], [], {}
         for fact in facts:
-            where = f"fact {fact.id} ({fact.lang}): "
+            where = f"fact {fact.label}: "
             try:
                 contexts = self.contexts.rows(self.model, fact.prompt, fact.subject, fact.lang, where)
                 answer = LANGUAGES[fact.lang].join + fact.target
                 target = tuple(continuation(self.model.tokenizer, fact.text, answer))
                 kl = locate(self.model.tokenizer, self.settings.values.kl_prompt, fact.subject, where)
             except SubjectMerged as error:
-                dropped[fact.id] = str(error)
+                dropped[fact.label] = str(error)
                 continue
             full = tuple(Row(ids=row.ids + target[:-1], lookup=row.lookup) for row in contexts)
             kept.append(fact)
@@ -428,8 +444,8 @@ class Editor:
             The report, and per layer the update, as low-rank factors unless it was trained.
 
         Raises:
-            ValueError: The sequence is finished, no fact can be edited, or its language has no prefixes; nothing was
-                begun.
+            ValueError: The sequence is finished, something else wrote to the matrices since the last batch, no fact
+                can be edited, or its language has no prefixes; nothing was begun.
             FloatingPointError: NaN or infinity, a matrix that cannot be factored or decomposed, or any ValueError once
                 the batch is begun, naming step and layer. Model and editor are as they were before the batch, as they
                 are after every other error or an interrupt, and the next batch can follow.
@@ -444,7 +460,7 @@ class Editor:
         self, requests: Sequence[ValueRequest], report: BatchReport, progress: Callable[[int], None] | None = None
     ) -> dict[int, Update]:
         """`edit` on token rows that are already made; fills in `report`."""
-        self._refuse_after_the_end()
+        self._check_ready()
         clock, doing = Clock(report.seconds, report.processor), _Doing("values")
         try:
             if self.settings.finetune is not None:
@@ -485,6 +501,7 @@ class Editor:
         """Values, keys and updates of some facts, written into the model layer by layer."""
         layers, settings, model = self.settings.layers, self.settings, self.model
         updates: dict[int, Update] = {}
+        exhausted = torch.zeros(len(requests), dtype=torch.bool)
         doing.what = "values"
         with clock("values"):
             targets = layers if settings.spread == "joint" else layers[-1:]
@@ -492,7 +509,8 @@ class Editor:
                 model, requests, targets, settings.values, microbatch=settings.microbatch, progress=progress
             )
         with clock("keys"):
-            reader = KeyReader(model, [r.key_contexts or r.contexts for r in requests], layers)
+            contexts = [r.key_contexts or r.contexts for r in requests]
+            reader = KeyReader(model, contexts, layers, microbatch=settings.microbatch)
         for number, layer in enumerate(layers):
             doing.what, state = f"layer {layer}", self.layers[layer]
             with clock("keys"):
@@ -501,10 +519,12 @@ class Editor:
             with clock("projection"):
                 space = state.space()
             with clock("solve"):
-                update = state.solve(space, keys, residual, at, names, report)
+                update, alive = state.solve(space, keys, residual, at)
+                exhausted |= ~alive.cpu()
             with clock("write"):
                 model.add_(layer, update.delta)
             updates[layer] = update
+        report.exhausted += [name for name, dead in zip(names, exhausted.tolist(), strict=True) if dead]
         before = len(report.steps)
         report.steps += values.steps
         report.final_loss += values.final
@@ -538,9 +558,9 @@ class Editor:
             updates: What `edit` gave, by layer, on any device.
 
         Raises:
-            ValueError: The sequence is finished, or as `check_updates`.
+            ValueError: The sequence is finished, something else wrote to the matrices, or as `check_updates`.
         """
-        self._refuse_after_the_end()
+        self._check_ready()
         check_updates(self.model, updates, self.settings)
         updates = {layer: update.to(self.model.weight(layer).device) for layer, update in updates.items()}
         try:
@@ -583,9 +603,16 @@ class Editor:
             self.model.weight(layer).copy_(state.initial)
         self.step, self.finished = 0, False
 
-    def _refuse_after_the_end(self) -> None:
+    def _check_ready(self) -> None:
         if self.finished:
             raise ValueError("the sequence is finished and its updates are damped; start another editor for more edits")
+        # What failed would be put back to the wrong weights, and RECT starts each batch from them.
+        if other := [layer for layer, s in self.layers.items() if not _same(self.model.weight(layer), s.weight)]:
+            raise ValueError(
+                f"something else wrote to the matrices of layers {other} since this editor's last batch (another "
+                "editor of the same model, `Patch.remove`, ...); `reset()` goes back to the weights it began with, and "
+                "a new editor begins with those there are"
+            )
 
     def _remember(self, updates: Mapping[int, Update], doing: _Doing | None = None) -> None:
         """Take a batch into the state of all layers, or of none if anything fails on the way."""
@@ -613,6 +640,11 @@ class Editor:
             return values.delta[layers[number]]
         missing = values.start + values.delta[layers[-1]] - reader.residual_stream()
         return missing / (len(layers) - number)
+
+
+def _same(one: Tensor, other: Tensor) -> bool:
+    """Whether all entries are equal; a NaN equals a NaN, and what it does to a batch is told there."""
+    return torch.equal(one, other) or torch.allclose(one, other, rtol=0, atol=0, equal_nan=True)
 
 
 class LayerState:
@@ -644,23 +676,21 @@ class LayerState:
         return self.projector.space
 
     def solve(
-        self, space: NullSpace, keys: Tensor, residual: Tensor, at: Tensor | None, names: Sequence[str],
-        report: BatchReport,
-    ) -> Update:  # fmt: skip
-        """The update of one batch: ΔW = R Bᵀ, with B of `solve_update`.
+        self, space: NullSpace, keys: Float[Tensor, "d_in n"], residual: Float[Tensor, "d_out n"],
+        at: Float[Tensor, "d_in n"] | None = None,
+    ) -> tuple[Update, Bool[Tensor, " n"]]:  # fmt: skip
+        """The update of one batch, ΔW = R Bᵀ with B of `solve_update`, and which facts it edits.
 
         A key of which the space leaves a share of `exhausted` or less of its energy is not edited: its column of B is
-        zero, and its fact is named in `report.exhausted`. λ is `ridge`, relative to the mean energy ‖Pk‖² of the keys
-        that are left where `relative_ridge` says so; with a covariance metric there is none. SPHERE turns B off the
-        main directions of the weight as it is now, with the earlier batches in it.
+        zero. λ is `ridge`, relative to the mean energy ‖Pk‖² of the keys that are left where `relative_ridge` says so;
+        with a covariance metric there is none. SPHERE turns B off the main directions of the weight as it is now, with
+        the earlier batches in it.
 
         Args:
             space: Directions free for this batch.
             keys: One per fact.
             residual: What each fact has to add to the output.
             at: Where an exact constraint holds, if not at `keys`.
-            names: Ids of the facts, for the report.
-            report: Takes the ids of exhausted facts.
 
         Raises:
             FloatingPointError: NaN or infinity in the keys or what follows from them; nothing was changed.
@@ -670,9 +700,6 @@ class LayerState:
         if not torch.isfinite(keys).all():
             raise FloatingPointError(f"keys of layer {self.layer} hold NaN or infinity; no update is computed")
         alive = space.survival(keys) > settings.exhausted
-        for name in (fact for fact, ok in zip(names, alive.tolist(), strict=False) if not ok):
-            if name not in report.exhausted:
-                report.exhausted.append(name)
         right = torch.zeros_like(keys)
         if alive.any():
             metric = self.metric
@@ -686,7 +713,7 @@ class LayerState:
             right[:, alive] = found.to(keys)
             if settings.sphere > 0:
                 right = spread_off(right, self.model.weight(self.layer), settings.sphere, settings.sphere_share)
-        return Update(left=residual.to(keys), right=right, keys=keys)
+        return Update(left=residual.to(keys), right=right, keys=keys), alive
 
     def report(self, update: Update) -> LayerReport:
         """What the batch did, measured on the weight as it came out."""

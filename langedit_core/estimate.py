@@ -244,7 +244,7 @@ def state(
     basis = 8.0 * d_in * round(min(protected, 1 - protected) * d_in) if settings.space != "whole" else 0.0
     return {
         "edited": 3.0 * d_out * d_in * itemsize,
-        "covariances": square,
+        "covariances": square * settings.needs_covariance,
         "eigenbases": basis * (2 if settings.space == "full_keys" else 1),
         "method": square * _pays(settings) + held + grown,
     }
@@ -394,10 +394,11 @@ def shared_work(shapes: Shapes, cells: Iterable[tuple[Cell, FactSet, Sequence[Te
         corpus = (cell.data, cell.langs, cell.corpus_limit)
         if corpus not in columns:
             columns[corpus] = corpus_tokens(cell, data)
-        layers.setdefault(corpus, set()).update(cell.settings.layers)
+        layers.setdefault(corpus, set()).update(cell.settings.layers if cell.settings.needs_covariance else ())
     covariances = sum(
         2.0 * columns[corpus] * (shapes.layer * (max(found) + 1) + len(found) * shapes.d_ff**2)
         for corpus, found in layers.items()
+        if found
     )
     return covariances + sum(answers.values())
 

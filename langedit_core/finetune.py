@@ -18,6 +18,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 
 from langedit_core.forward import Replay, hooked, run_until
+from langedit_core.memory import lacks_memory
 from langedit_core.models import EditableModel
 from langedit_core.tokens import Aligned
 from langedit_core.values import ValueRequest
@@ -103,17 +104,38 @@ def fine_tune(
         requests: Facts as token rows; only the first context (the bare prompt) is used.
         layers: Layers whose matrix is trained, together.
         settings: See `FineTuneSettings`.
-        microbatch: Facts per forward; gradients are summed, so that memory is bounded and the result the same.
+        microbatch: Facts per forward; None: all. Gradients are summed, so that memory is bounded and the result the
+            same; when memory runs out, training begins again with half of them.
         bias: Train the projection's bias too. The released code does so where its settings name a module instead of
             its `.weight` (GPT-J's do); an `Update` is a change of a matrix, so no editor asks for it.
 
     Raises:
+        MemoryError: Even a single fact does not fit.
         FloatingPointError: The loss became NaN or infinite.
     """
     if not requests:
         raise ValueError("no facts to train on: give at least one request")
-    n, size = len(requests), microbatch or len(requests)
-    places = scored(requests, settings.scored, model.pad_id)
+    size = min(microbatch or len(requests), len(requests))
+    while True:
+        try:
+            return _train(model, requests, layers, settings, size, bias)
+        except RuntimeError as error:
+            if not lacks_memory(error):
+                raise
+            if size == 1:
+                raise MemoryError(
+                    f"fine-tuning on one fact does not fit in memory: {error}; use a larger device"
+                ) from error
+        # Outside of the handler: its traceback holds the tensors that did not fit.
+        size = math.ceil(size / 2)
+
+
+def _train(
+    model: EditableModel, requests: Sequence[ValueRequest], layers: Sequence[int], settings: FineTuneSettings,
+    size: int, bias: bool,
+) -> Trained:  # fmt: skip
+    """`fine_tune` with `size` facts per forward."""
+    n, places = len(requests), scored(requests, settings.scored, model.pad_id)
     chunks = [_Chunk(model, requests[i : i + size], places[i : i + size], layers[0]) for i in range(0, n, size)]
 
     trained = {layer: _Trainee(model, layer, settings, bias) for layer in layers}

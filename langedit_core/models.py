@@ -210,13 +210,13 @@ class EditableModel:
         return self._weights_hash()
 
     def check_unedited(self, what: str) -> None:
-        """Refuse to go on where the weights are not those of `fingerprint`; call before storing anything under it.
+        """Refuse to go on where the weights are not those of `fingerprint`; call before taking anything for its own.
 
         Costs nothing while no parameter was written to. After a write all are hashed once more, since they may be back
         where they were (8B parameters in float32: some 20 to 60 seconds).
 
         Args:
-            what: What would be stored, for the message.
+            what: What would be taken, for the message.
 
         Raises:
             ValueError: The weights are others; says what to do.
@@ -226,9 +226,9 @@ class EditableModel:
             return
         if (found := self._weights_hash()) != fingerprint:
             raise ValueError(
-                f"{what} cannot be kept: {self.name} is edited, its weights hash to {found[:12]} and no longer to the "
-                f"{fingerprint[:12]} that it would be stored under; put the weights back first (`Editor.reset`, the "
-                "end of `with model.restored()`, or the model loaded again), or ask for all layers before editing"
+                f"{what} cannot be taken: {self.name} is edited, its weights hash to {found[:12]} and no longer to the "
+                f"{fingerprint[:12]} of its fingerprint; put the weights back first (`Editor.reset`, the end of "
+                "`with model.restored()`, or the model loaded again), or ask for all layers before editing"
             )
         self._versions = versions
 

@@ -19,7 +19,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from langedit_core.contexts import Contexts
-from langedit_core.editors import EditSettings, Update
+from langedit_core.editors import FACTORS, EditSettings, Update
 from langedit_core.errors import RefusedInput, unknown
 from langedit_core.models import ARCHITECTURES
 from langedit_core.records import Fact
@@ -204,13 +204,13 @@ def _check_kind(path: Path) -> None:
 
 
 def _sorted_out(header: PatchHeader, tensors: dict[str, Tensor]) -> tuple[list[dict[int, Factors]], dict | None]:
-    layers, dtype = header.settings.layers, _DTYPES[header.dtype]
+    layers = header.settings.layers
     named = {int(x[1]): name for name in tensors if (x := re.fullmatch(r"base\.(\d{1,6})", name))}
     base = {layer: tensors.pop(name) for layer, name in named.items()} or None
     if base and base.keys() != set(layers):
         raise ValueError(f"base matrices of layers {sorted(base)}, expected {list(layers)}")
     for layer, matrix in (base or {}).items():
-        _check(f"base.{layer}", matrix, (header.d_out, header.d_in), dtype)
+        _check(f"base.{layer}", matrix, (header.d_out, header.d_in), _DTYPES[header.dtype])
     factors: list[dict[int, Factors]] = []
     for t, record in enumerate(header.batches):
         factors.append({})
@@ -222,7 +222,7 @@ def _sorted_out(header: PatchHeader, tensors: dict[str, Tensor]) -> tuple[list[d
             rank = parts["left"].shape[-1] if "left" in parts and parts["left"].ndim else 0
             rows = dict(left=(header.d_out, rank), right=(header.d_in, rank), keys=(header.d_in, rank))
             for part, tensor in parts.items():
-                _check(stem + part, tensor, rows.get(part, (header.d_out, header.d_in)), dtype)
+                _check(stem + part, tensor, rows.get(part, (header.d_out, header.d_in)), FACTORS)
             factors[-1][layer] = Factors(**parts)
     if tensors:
         raise ValueError(f"holds tensors that belong to no batch: {', '.join(sorted(map(ascii, tensors))[:3])}")
@@ -231,7 +231,7 @@ def _sorted_out(header: PatchHeader, tensors: dict[str, Tensor]) -> tuple[list[d
 
 def _check(name: str, tensor: Tensor, shape: tuple[int, int], dtype: torch.dtype) -> None:
     if tensor.dtype != dtype:
-        raise ValueError(f"{name} is {tensor.dtype}, expected {dtype} as the matrices it changes")
+        raise ValueError(f"{name} is {tensor.dtype}, expected {dtype}")
     if tuple(tensor.shape) != shape:
         raise ValueError(f"{name} has shape {tuple(tensor.shape)}, expected {shape}")
     if not torch.isfinite(tensor).all():

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from langedit_core.compaction import compact, factored
-from langedit_core.editors import BatchReport, Editor, Update, written
+from langedit_core.editors import FACTORS, BatchReport, Editor, Update, written
 from langedit_core.errors import RefusedInput
 from langedit_core.models import EditableModel
 from langedit_core.patch_files import BatchRecord, Factors, Merged, PatchHeader, read_patch, write_patch
@@ -93,7 +93,12 @@ class Patch:
         return [fact for batch in self.header.batches for fact in batch.facts]
 
     def edit(self, editor: Editor, facts: Sequence[Fact], progress: Callable[[int], None] | None = None) -> BatchReport:
-        """`editor.edit`, with the batch appended."""
+        """`editor.edit`, with the batch appended.
+
+        Raises:
+            ValueError: The editor is not where the patch ends; nothing was begun. Otherwise as `editor.edit`.
+        """
+        self._check_step(editor, len(self))
         report, updates = editor.edit(facts, progress)
         self.append(editor, facts, report, updates)
         return report
@@ -104,10 +109,7 @@ class Patch:
         Raises:
             ValueError: The editor is not as many batches further than the patch.
         """
-        if editor.step != len(self) + 1:
-            raise ValueError(
-                f"the editor has done {editor.step} batches, the patch holds {len(self)}; append each once"
-            )
+        self._check_step(editor, len(self) + 1)
         kept, _, _ = editor.requests(facts)
         told = report.without_timings()
         told = json.loads(json.dumps(told))  # as it will be read back: keys are texts
@@ -166,12 +168,23 @@ class Patch:
         self.base = _copies(_weights(model, self.layers))
 
     def position(self, model: EditableModel) -> int | None:
-        """How many batches of this patch the model's matrices hold; None if they are in no state of it."""
+        """How many batches of this patch the model's matrices hold; None if they are in no state of it.
+
+        A batch of exhausted facts changes nothing: then it is held as well as not, and counted.
+        """
         if max(self.layers) >= model.n_layers:
             return None
-        found = _hashes(_weights(model, self.layers))
-        states = [self.header.base, *(self._seen or (batch.after for batch in self.header.batches))]
-        return states.index(found) if found in states else None
+        found = self.hashes(model)
+        states = [self.header.base, *(self._seen or self._recorded)]
+        return max((t for t, state in enumerate(states) if state == found), default=None)
+
+    def hashes(self, model: EditableModel) -> dict[int, str]:
+        """SHA-256 of each matrix this patch edits, as `model` has it now; see `BatchRecord.after`."""
+        return _hashes(_weights(model, self.layers))
+
+    @property
+    def _recorded(self) -> list[dict[int, str]]:
+        return [batch.after for batch in self.header.batches]
 
     def apply(self, model: EditableModel, *, exact: bool = False) -> bool:
         """Add all batches to the unedited model, in place; it is left as it was if anything fails.
@@ -244,7 +257,7 @@ class Patch:
         except BaseException:
             _put(model, self.base)
             raise
-        self._seen = seen + (self._seen or [])[batches:]
+        self._seen = seen + (self._seen or self._recorded)[batches:]
         return same
 
     def _add(self, weights: Mapping[int, Tensor], record: BatchRecord, factors: Mapping[int, Factors]) -> None:
@@ -264,8 +277,7 @@ class Patch:
         """
         if not len(self):
             raise ValueError("the patch holds no batch")
-        dtype = getattr(torch, self.header.dtype)
-        return {layer: compact(*self._total(layer), rank, dtype) for layer in self.layers}
+        return {layer: compact(*self._total(layer), rank, FACTORS) for layer in self.layers}
 
     @torch.no_grad()
     def _total(self, layer: int) -> tuple[Tensor, Tensor]:
@@ -307,6 +319,14 @@ class Patch:
         return Patch(self.header.model_copy(update=dict(batches=(record,))), [factors], self.base)
 
     # --- what is checked ----------------------------------------------------------------------------------------------
+
+    def _check_step(self, editor: Editor, expected: int) -> None:
+        if editor.step != expected:
+            raise ValueError(
+                f"the editor has done {editor.step} batches, the patch holds {len(self)}; append each once, after it "
+                "was edited. To go on after `remove`, take `prefix(n)` and a new editor of the unedited model, and "
+                "give it `editor.apply(patch.updates(t))` of every batch kept"
+            )
 
     def _need_base(self, what: str) -> None:
         if self.base is None:

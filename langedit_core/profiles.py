@@ -23,7 +23,7 @@ from pydantic import (
 
 from langedit_core.chosen_layers import kept_layers
 from langedit_core.devices import VARIABLE
-from langedit_core.editors import METHODS, EditSettings, settings_for
+from langedit_core.editors import METHODS, EditSettings, merged, settings_for
 from langedit_core.errors import RefusedInput, unknown
 from langedit_core.languages import CORE
 from langedit_core.records import Deal
@@ -194,7 +194,7 @@ def _tuned() -> dict:
 
 
 def hyperparameters(model: str, method: str, **changes) -> EditSettings:
-    """Settings of `method` for `model`: those of `hparams.yaml`, with `changes` on top.
+    """Settings of `method` for `model`: those of `hparams.yaml`, with `changes` on top as `merged` puts them there.
 
     A model that is not there gets the file's entry `default`, and is edited in the layers that causal tracing
     recommended for it (`chosen_layers.py`) or that are given.
@@ -215,4 +215,4 @@ def hyperparameters(model: str, method: str, **changes) -> EditSettings:
                 "MODEL set to it, which recommends layers and keeps them, or pass layers=(...)"
             )
         chosen["layers"] = layers
-    return settings_for(method, **(chosen | changes))
+    return settings_for(method, **merged(chosen, changes))

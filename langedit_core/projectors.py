@@ -107,22 +107,27 @@ class Exact:
         cut: Where the sum is cut, n₀ x the cut of C₀. A sum never shrinks in any direction, so nothing gets free again.
             An infinite cut protects nothing, whatever is added.
         start: null(C₀), until the first key.
-        protected: At most so many directions `gram` protects.
-        keys: What was added to it since, per batch.
+        protected: How many directions C₀ protects.
+        added: How many keys were added in all.
+        keys: Those of them that are not in `gram`, per batch.
     """
 
     gram: Float[Tensor, "d d"]
     cut: float
     start: NullSpace | None
     protected: int
+    added: int = 0
     keys: tuple[Float[Tensor, "d _"], ...] = ()
 
     def taking(self, keys: Float[Tensor, "d n"]) -> Exact:
-        taken = replace(self, start=None, keys=(*self.keys, keys))
+        taken = self._with(keys)
         if sum(k.shape[1] for k in taken.keys) <= len(self.gram):
             return taken
         # More keys than dimensions hold more than their sum does, and nothing else is asked of them.
-        return replace(taken, gram=taken.matrix, protected=min(taken.guess, len(self.gram)), keys=())
+        return replace(taken, gram=taken.matrix, keys=())
+
+    def _with(self, keys: Float[Tensor, "d n"]) -> Exact:
+        return replace(self, start=None, added=self.added + keys.shape[1], keys=(*self.keys, keys))
 
     @cached_property
     def space(self) -> NullSpace:
@@ -137,17 +142,14 @@ class Exact:
         return torch.addmm(self.gram, keys, keys.T)
 
     @property
-    def guess(self) -> int:
-        """At most so many directions are protected, as long as a key takes one each."""
-        return self.protected + sum(keys.shape[1] for keys in self.keys)
-
-    @property
     def limit(self) -> float:
         """Where `matrix` is cut."""
         return self.cut * BELOW
 
     def decomposed(self, matrix: Float[Tensor, "d d"]) -> NullSpace:
-        return space_below(matrix, self.limit, self.guess)
+        # A key takes a direction only once it lifts one above the cut, which few do: C₀'s number is near enough. What
+        # is known from the space before this one would be nearer, but a resumed sequence does not find that.
+        return space_below(matrix, self.limit, self.protected)
 
     def below_cut(self, eigenvalues: Float[Tensor, " d"], vectors: Float[Tensor, "d d"]) -> NullSpace:
         """The space of a `matrix` that is decomposed already; several cuts can share one decomposition."""
@@ -165,7 +167,9 @@ class Randomized(Exact):
     seed: int = 0
 
     def decomposed(self, matrix: Float[Tensor, "d d"]) -> NullSpace:
-        return randomized_null_space(matrix, self.limit, self.guess, seed=self.seed)
+        # As if each key took a direction: the more columns beyond those there are, the better it finds them.
+        guess = min(self.protected + self.added, len(matrix))
+        return randomized_null_space(matrix, self.limit, guess, seed=self.seed)
 
 
 @dataclass(frozen=True)
@@ -194,7 +198,7 @@ class ReleasedMix(Exact):
 
     def taking(self, keys: Float[Tensor, "d n"]) -> ReleasedMix:
         # Every batch changes the weights of all before it, so none is summed up.
-        return replace(self, start=None, keys=(*self.keys, keys))
+        return self._with(keys)
 
     @property
     def weights(self) -> tuple[float, list[float]]:

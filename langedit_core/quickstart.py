@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Sequence
 
@@ -21,6 +22,8 @@ from langedit_core.profiles import hyperparameters
 from langedit_core.records import Fact, FactSet
 from langedit_core.study import load_data
 from langedit_core.tokens import encode
+
+log = logging.getLogger(__name__)
 
 
 def prepare_editor(
@@ -45,22 +48,38 @@ def prepare_editor(
     ```
 
     Args:
-        model: Any supported model, unedited.
+        model: Any supported model, unedited; for a second method, the first editor's `reset()` puts it back.
         method: `langedit`, `alphaedit`, `memit`, ...
         langs: Languages that will be edited.
-        corpus: Texts whose keys are to be left alone; the embedded facts that are never edited by default.
+        corpus: Texts whose keys are to be left alone; by default the embedded facts that are never edited, which are in
+            the study's six languages only.
         corpus_limit: Sentences per language of the default corpus.
         prefixes: Context prefixes per language.
         seed: Of the prefixes.
-        changes: Settings to change, for example `layers=(5, 6, 7)` for a model without hyper-parameters of its own.
+        changes: Settings to change, for example `layers=(5, 6, 7)` for a model without hyper-parameters of its own. A
+            mapping, as `values=dict(steps=10)`, changes what it names.
+
+    Raises:
+        ValueError: The model is edited already, no language has embedded text and no `corpus` is given, or as
+            `hyperparameters` and `sample_contexts`.
     """
     settings = hyperparameters(model.name, method, **changes)
-    if corpus is None:
-        known = load_data("atlas", CORE).corpus
-        corpus = [text for lang in langs if lang in known for text in known[lang][:corpus_limit]]
+    model.check_unedited("what a new editor starts from")
+    if corpus is None and settings.needs_covariance:
+        corpus = _embedded_corpus(langs, corpus_limit)
     contexts = sample_contexts(model, langs, per_language=prefixes, seed=seed)
     covariances = cached_covariance(model, settings.layers, corpus) if settings.needs_covariance else {}
     return Editor(model, settings, covariances, contexts)
+
+
+def _embedded_corpus(langs: Sequence[str], limit: int | None) -> list[str]:
+    known = load_data("atlas", CORE).corpus
+    if without := [lang for lang in langs if lang not in known]:
+        text = f"no embedded text in {', '.join(without)} (there is in {', '.join(known)})"
+        if len(without) == len(langs):
+            raise ValueError(f"{text}, so nothing says which keys to leave alone; pass corpus=[...] with such text")
+        log.warning("%s: what the model knows in these is not protected; pass corpus=[...] with such text", text)
+    return [text for lang in langs if lang in known for text in known[lang][:limit]]
 
 
 def find_fact(data: FactSet, fact_id: str, lang: str) -> Fact:

@@ -105,6 +105,11 @@ class Fact:
                 self._check(f"{probe.kind} prompt", probe.prompt)
                 self._check(f"{probe.kind} answer", probe.answer)
 
+    @property
+    def label(self) -> str:
+        """What tells this fact from all others, for people: "capital/SE (de)"."""
+        return f"{self.id} ({self.lang})"
+
     def _refused(self, message: str) -> RefusedInput:
         shown = repr(self.prompt)[:120]
         return RefusedInput(f"{message} (prompt {shown})", record=str(self.id), lang=str(self.lang))

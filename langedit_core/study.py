@@ -28,7 +28,7 @@ from langedit_core.contexts import Contexts, sample_contexts
 from langedit_core.covariance import cached_covariance, corpus_hash
 from langedit_core.datafiles import NotAvailable
 from langedit_core.drift import Drift, neutral_texts, paragraph_rows
-from langedit_core.editors import BatchReport, Clock, Editor, Update
+from langedit_core.editors import BatchReport, Clock, Editor, Update, check_updates
 from langedit_core.errors import unknown
 from langedit_core.keeping import kept
 from langedit_core.metrics import ProbeScore, Question, ask, questions, rows_of
@@ -261,7 +261,7 @@ class CellRun:
             try:
                 contexts.rows(self.model, fact.prompt, fact.subject, fact.lang)
             except SubjectMerged as error:
-                dropped[f"{fact.id} ({fact.lang})"] = str(error)
+                dropped[fact.label] = str(error)
                 return False
             return True
 
@@ -403,18 +403,7 @@ class CellRun:
             layer, _, part = name.partition(".")
             by_layer[int(layer)][part] = tensor.to(self.model.weight(int(layer)).device)
         updates = {layer: Update(**parts) for layer, parts in by_layer.items()}
-        for layer, update in updates.items():
-            weight, n = self.model.weight(layer), update.left.shape[-1]
-            d_out, d_in = weight.shape
-            shapes = dict(left=(d_out, n), right=(d_in, n), keys=(d_in, n), dense=(d_out, d_in))
-            for name, tensor in update.tensors().items():
-                if tensor.shape != shapes[name] or tensor.dtype != weight.dtype:
-                    raise CorruptFile(
-                        f"{name} of layer {layer} is {tuple(tensor.shape)} of {tensor.dtype}, expected {shapes[name]} "
-                        f"of {weight.dtype}"
-                    )
-                if not torch.isfinite(tensor).all():
-                    raise CorruptFile(f"{name} of layer {layer} holds NaN or infinity")
+        check_updates(self.model, updates, self.cell.settings)
         return updates
 
     def _store(

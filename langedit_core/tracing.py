@@ -132,7 +132,7 @@ def subject_columns(tokenizer, fact: Fact) -> tuple[tuple[int, ...], range]:
     Raises:
         SubjectMerged: The subject's end shares a token with what follows.
     """
-    row = locate(tokenizer, fact.prompt, fact.subject, f"{fact.id} ({fact.lang}): ")
+    row = locate(tokenizer, fact.prompt, fact.subject, f"{fact.label}: ")
     head = encode(tokenizer, fact.prompt.split("{}")[0])
     pairs = zip(head, row.ids, strict=False)
     first = sum(1 for _ in itertools.takewhile(lambda pair: pair[0] == pair[1], pairs))

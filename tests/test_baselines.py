@@ -16,6 +16,7 @@ from test_editors import every_method, simple_editor
 
 from langedit_core import editors, quickstart, study
 from langedit_core.analysis import Study
+from langedit_core.drift import Drift
 from langedit_core.editors import METHODS, EditSettings, Update, settings_for
 from langedit_core.finetune import FineTuneSettings
 from langedit_core.keys import KeyReader
@@ -398,6 +399,46 @@ def test_a_prepared_editor_gathers_a_covariance_only_where_one_is_read(tiny, wor
     prepare_editor(tiny, "rome", covariance_weight=0.0, **options)
     with pytest.raises(AssertionError, match="C₀ was gathered"):
         prepare_editor(tiny, "rome", covariance_weight=1.0, **options)
+
+
+def test_languages_without_embedded_text_are_named_and_need_a_corpus(tiny, world, caplog):
+    options = dict(prefixes=1, layers=(1,))
+    with pytest.raises(ValueError, match=r"no embedded text in cs, th .*pass corpus="):
+        prepare_editor(tiny, "langedit", langs=("cs", "th"), **options)
+    with caplog.at_level("WARNING"):
+        prepare_editor(tiny, "langedit", langs=("en", "cs"), corpus_limit=2, **options)
+    assert "no embedded text in cs" in caplog.text and "is not protected" in caplog.text
+    caplog.clear()
+    prepare_editor(tiny, "langedit", langs=("cs",), corpus=conftest.SENTENCES, **options)
+    prepare_editor(tiny, "ft", langs=("cs",), **options)  # reads no covariance
+    assert not caplog.text
+    with pytest.raises(ValueError, match="no text to gather keys from"):
+        prepare_editor(tiny, "langedit", langs=("cs",), corpus=[], **options)
+
+
+def test_a_second_editor_of_an_edited_model_is_refused_whether_the_covariance_is_on_disk_or_not(tiny, world):
+    options = dict(langs=("en",), corpus=conftest.SENTENCES, prefixes=1, layers=(1,))
+    editor = prepare_editor(tiny, "langedit", **options)
+    editor.edit(toy.facts("en", range(2)))
+    for method in ("alphaedit", "ft"):
+        with pytest.raises(ValueError, match=r"what a new editor starts from cannot be taken .*Editor.reset"):
+            prepare_editor(tiny, method, **options)
+    with pytest.raises(ValueError, match="what the unedited model says cannot be taken"):
+        Drift.of(tiny, ("en",))
+    editor.reset()
+    prepare_editor(tiny, "alphaedit", **options)
+
+
+@pytest.mark.parametrize("model", ["gemma-3-270m", "EleutherAI/gpt-j-6b", "a model of one's own"])
+@pytest.mark.parametrize("method", ["langedit", "ft"])
+def test_a_change_of_one_setting_leaves_the_others_as_the_model_needs_them(model, method):
+    layers = {} if model in ("gemma-3-270m", "EleutherAI/gpt-j-6b") else dict(layers=(1,))
+    tuned = hyperparameters(model, method, **layers).model_dump()
+    changes = [("values", "steps", 7), ("threshold", "value", 0.5)]
+    for name, field, value in [*changes, ("finetune", "steps", 7)] if method == "ft" else changes:
+        changed = hyperparameters(model, method, **layers, **{name: {field: value}}).model_dump()
+        assert changed[name][field] == value != tuned[name][field]
+        assert changed == tuned | {name: tuned[name] | {field: value}}
 
 
 @pytest.mark.parametrize("family", ["llama", "gemma3_text", "gpt2"])

@@ -17,6 +17,7 @@ import toy_study
 from langedit_core import cost, refresh
 from langedit_core.analysis import Study
 from langedit_core.editors import METHODS, Editor, settings_for
+from langedit_core.estimate import state
 from langedit_core.nullspace import NullSpace
 from langedit_core.refresh import PowerLaw, World, frame, interleaved, measure, ratios
 
@@ -92,6 +93,13 @@ def test_state_of_a_block_is_its_formula():
     two_sums = basis + 2 * square  # C₀'s and its own, and up to 40 keys since
     assert more.loc["langedit", "statistics"] == pytest.approx(two_sums + 2 * 4 * 40 * 40 / 1e9)
     assert more.loc["langedit-released", "statistics"] == pytest.approx(square + basis + 2 * 4 * 40 * 50 / 1e9)
+
+
+def test_what_reads_no_covariance_holds_none():
+    shape = dict(d_out=10, d_in=40, edits=5)
+    none = [settings_for("ft", layers=(0,)), settings_for("rome", layers=(0,), covariance_weight=0.0)]
+    assert all(state(settings, **shape)["covariances"] == 0 for settings in none)
+    assert state(settings_for("rome", layers=(0,)), **shape)["covariances"] == 8 * 40**2
 
 
 def test_every_space_says_which_matrix_it_needs():

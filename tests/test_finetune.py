@@ -8,7 +8,7 @@ import torch
 import toy
 from conftest import build_model
 
-from langedit_core.finetune import FineTuneSettings, fine_tune, scored
+from langedit_core.finetune import FineTuneSettings, _Chunk, fine_tune, scored
 
 FACTS = [("en", 0), ("zh", 1), ("de", 2)]  # targets of one and of several tokens
 
@@ -78,6 +78,29 @@ def test_microbatches_do_not_change_the_result(tiny):
     parts = fine_tune(tiny, requests_of(tiny), (1,), settings, microbatch=2)
     assert parts.loss == pytest.approx(whole.loss, rel=1e-5)
     assert (parts.delta[1] - whole.delta[1]).norm() < 1e-3 * whole.delta[1].norm()
+
+
+def test_where_memory_runs_out_training_begins_again_with_fewer_facts_at_once(tiny, monkeypatch):
+    whole, nll, sizes = fine_tune(tiny, requests_of(tiny), (1,), FineTuneSettings(steps=4)), _Chunk.nll, []
+
+    def one_at_a_time(chunk):
+        sizes.append(chunk.rows)
+        if chunk.rows > 1:
+            raise torch.OutOfMemoryError("tried to allocate 2.00 GiB")
+        return nll(chunk)
+
+    monkeypatch.setattr(_Chunk, "nll", one_at_a_time)
+    parts = fine_tune(tiny, requests_of(tiny), (1,), FineTuneSettings(steps=4))
+    assert sizes == [3, 2] + [1] * 12
+    assert parts.loss == pytest.approx(whole.loss, rel=1e-5) and parts.steps == whole.steps
+    assert (parts.delta[1] - whole.delta[1]).norm() < 1e-3 * whole.delta[1].norm()
+
+    def never(chunk):
+        raise RuntimeError("MPS backend out of memory (MPS allocated: 8 GB)")
+
+    monkeypatch.setattr(_Chunk, "nll", never)
+    with pytest.raises(MemoryError, match="fine-tuning on one fact does not fit in memory"):
+        fine_tune(tiny, requests_of(tiny), (1,), FineTuneSettings())
 
 
 def test_the_released_form_scores_pads_at_one_position_and_ours_every_token_at_its_own(tiny):

@@ -8,6 +8,7 @@ import torch
 import toy
 from conftest import build_model
 
+from langedit_core import keys
 from langedit_core.forward import hooked
 from langedit_core.keys import KeyReader
 from langedit_core.tokens import Row
@@ -73,6 +74,37 @@ def test_a_fact_without_prefixes_has_the_key_of_its_bare_prompt(tiny):
 def test_what_follows_the_subject_does_not_change_its_key(tiny):
     longer = [tuple(Row(ids=(*row.ids, 5, 6, 7), lookup=row.lookup) for row in contexts) for contexts in rows(tiny)]
     close(KeyReader(tiny, longer, (2,)).keys(2), KeyReader(tiny, rows(tiny), (2,)).keys(2))
+
+
+@pytest.mark.parametrize("microbatch", [1, 3])
+def test_facts_are_read_in_parts_to_the_same_keys(any_model, microbatch):
+    whole = KeyReader(any_model, rows(any_model), LAYERS)
+    parts = KeyReader(any_model, rows(any_model), LAYERS, microbatch=microbatch)
+    for layer in LAYERS:
+        close(parts.keys(layer), whole.keys(layer))
+        close(parts.residual_stream(), whole.residual_stream())
+        any_model.add_(layer, random_update(any_model, layer))
+
+
+def test_parts_get_smaller_where_memory_runs_out(tiny, monkeypatch):
+    read, sizes = keys.run_until, []
+
+    def at_most(most):
+        def run(model, batch, layer):
+            sizes.append(batch.rows)
+            if batch.rows > most:
+                raise torch.OutOfMemoryError("tried to allocate 2.00 GiB")
+            read(model, batch, layer)
+
+        return run
+
+    whole = KeyReader(tiny, rows(tiny), (1,)).keys(1)
+    monkeypatch.setattr(keys, "run_until", at_most(5))
+    close(KeyReader(tiny, rows(tiny), (1,)).keys(1), whole)
+    assert sizes == [10, 5, 5]
+    monkeypatch.setattr(keys, "run_until", at_most(2))
+    with pytest.raises(MemoryError, match=r"keys of one fact \(\d+ tokens in 3 contexts\) do not fit in memory"):
+        KeyReader(tiny, rows(tiny), (1,))
 
 
 def test_layers_are_read_in_ascending_order_only(tiny):

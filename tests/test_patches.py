@@ -266,6 +266,82 @@ def test_a_patch_begins_before_the_first_edit_and_takes_each_batch_once():
         Patch.record(one, "langedit")
 
 
+def test_a_batch_that_changed_nothing_is_removed_without_the_one_before_it():
+    model = build_model("llama")
+    one = editor(model, "evoedit", layers=(0,))  # the first layer's keys depend on no other edit
+    patch, states = Patch.record(one, "evoedit"), [toy.weights(model)]
+    for _ in range(2):
+        report = patch.edit(one, BATCHES[0])
+        states.append(toy.weights(model))
+    assert len(report.exhausted) == len(BATCHES[0]) and toy.same(states[1], states[2])
+    assert not toy.same(states[0], states[1])
+    assert patch.position(model) == 2
+    assert patch.remove(model, 1)
+    assert toy.same(toy.weights(model), states[1])
+    assert patch.remove(model, 2)
+    assert toy.same(toy.weights(model), states[0])
+
+
+def test_what_was_removed_is_not_edited_upon_and_the_kept_batches_go_on_in_a_new_editor():
+    model = build_model("llama")
+    one = editor(model)
+    patch = Patch.record(one, "langedit")
+    for batch in BATCHES[:2]:
+        patch.edit(one, batch)
+    held = dict(patch.header)
+    patch.remove(model, 1)
+    before = toy.weights(model)
+    with pytest.raises(ValueError, match="something else wrote to the matrices"):
+        patch.edit(one, BATCHES[2])
+    assert toy.same(toy.weights(model), before) and dict(patch.header) == held
+    kept, model = patch.prefix(1), build_model("llama")
+    other = editor(model)
+    with pytest.raises(ValueError, match=r"has done 0 batches, the patch holds 1; .* give it `editor.apply"):
+        kept.edit(other, BATCHES[2])
+    assert other.step == 0
+    other.apply(kept.updates(0))
+    kept.edit(other, BATCHES[2])
+    again = build_model("llama")
+    assert kept.apply(again, exact=True)
+    assert toy.same(toy.weights(again), toy.weights(model))
+
+
+def test_a_shorter_state_leaves_the_later_ones_known():
+    patch, states = recorded()
+    model = build_model("llama")
+    patch.apply(model)
+    patch.remove(model, 2)
+    again = build_model("llama")
+    patch.apply(again)
+    assert patch.position(again) == 3 and patch.position(model) == 1
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("method", ["langedit", "rect", "ft"])
+def test_edits_of_a_model_in_half_precision_are_stored_loaded_and_removed_to_the_bit(dtype, method, tmp_path):
+    def half():
+        model = build_model("llama")
+        model.hf.to(dtype)
+        return model
+
+    model = half()
+    one = editor(model, method)
+    patch, states = Patch.record(one, method), [toy.weights(model)]
+    for batch in BATCHES:
+        patch.edit(one, batch)
+        states.append(toy.weights(model))
+    assert not toy.same(states[0], states[3])
+    loaded, fresh = saved(patch, tmp_path, with_base=True), half()
+    assert loaded.apply(fresh, exact=True)
+    assert toy.same(toy.weights(fresh), states[3])
+    assert loaded.remove(fresh, 2, exact=True)
+    assert toy.same(toy.weights(fresh), states[1])
+    merged = loaded.merge()
+    merged.save(tmp_path / "merged.safetensors")
+    other = half()
+    assert Patch.load(tmp_path / "merged.safetensors").apply(other, exact=True)
+
+
 def test_other_bits_are_told_or_refused_and_can_still_be_removed():
     """As on another processor: products come out a rounding apart from those recorded."""
     patch, states = recorded()

@@ -109,6 +109,31 @@ def test_a_killed_run_ends_with_the_bytes_of_an_undisturbed_one(how, tmp_path, u
     assert is_done(cell, tmp_path / "killed")
 
 
+def test_batches_of_a_model_in_half_precision_are_taken_over_too(tmp_path, caplog, monkeypatch):
+    def half():
+        model = toy_study.model()
+        model.hf.to(torch.bfloat16)
+        return model
+
+    edit = editors.Editor.edit
+
+    def interrupted(editor, facts, progress=None):
+        if editor.step == 2:
+            raise KeyboardInterrupt
+        return edit(editor, facts, progress)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(editors.Editor, "edit", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            run([CELL], tmp_path / "stopped", half())
+    caplog.clear()
+    run([CELL], tmp_path / "stopped", half())
+    assert "computed again" not in caplog.text
+    run([CELL], tmp_path / "whole", half())
+    sealed = [toy_study.sealed(tmp_path / name, CELL) for name in ("stopped", "whole")]
+    assert sealed[0] == sealed[1]
+
+
 @pytest.mark.parametrize("step", range(4))
 def test_an_interrupt_leaves_the_model_unedited_and_the_next_run_goes_on(step, tmp_path, undisturbed, monkeypatch):
     model, edit, edited = toy_study.model(), editors.Editor.edit, []

@@ -151,7 +151,7 @@ def test_what_an_edited_model_does_is_not_kept_as_the_unedited_ones(tiny, tmp_pa
     with tiny.restored(), torch.no_grad():
         assert tiny.fingerprint
         tiny.write_port(1).weight.mul_(1.5)
-        with pytest.raises(ValueError, match="a trace cannot be kept: tiny-llama is edited"):
+        with pytest.raises(ValueError, match="a trace cannot be taken: tiny-llama is edited"):
             trace_facts(tiny, facts, 0.5, FEW, results=tmp_path, quiet=True)
         with pytest.raises(ValueError, match="is edited"):
             known_facts(tiny, facts, tmp_path)

@@ -22,9 +22,8 @@ def editor(model: EditableModel, method: str = "langedit", **changes) -> Editor:
     options = dict(layers=layers, values=ValueSettings(steps=3), threshold=Threshold(kind="fraction", value=0.8))
     if toy.pays_for_the_covariance(method):
         options["covariance_weight"] = 0.1
-    return Editor(
-        model, settings_for(method, **(options | changes)), toy.covariances(model, options["layers"]), toy.CONTEXTS
-    )
+    settings = settings_for(method, **(options | changes))
+    return Editor(model, settings, toy.covariances(model, settings.layers), toy.CONTEXTS)
 
 
 def recorded(model_type: str = "llama", method: str = "langedit") -> tuple[Patch, list[dict[str, torch.Tensor]]]:

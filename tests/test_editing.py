@@ -1,0 +1,69 @@
+"""`edit_facts` keeps a patch as it goes: what is on the disk, when, and how a run goes on from it."""
+
+from __future__ import annotations
+
+import pytest
+import toy
+from conftest import build_model
+from toy_patch import BATCHES, editor
+
+from langedit_core import editing
+from langedit_core.editing import edit_facts
+from langedit_core.editors import Editor
+from langedit_core.patches import Patch
+
+FACTS = [fact for batch in BATCHES for fact in batch]  # six
+
+
+def run(path, facts=FACTS, method="langedit", model=None, **options):
+    one = editor(model or build_model("llama"), method, **options.pop("changes", {}))
+    return edit_facts(one, facts, batch=2, method=method, path=path, quiet=True, **options)
+
+
+@pytest.mark.parametrize(("share", "sizes"), [(1e9, [1, 2, 3]), (1e-9, [1, 3])])
+def test_the_patch_is_written_as_often_as_its_size_allows_and_in_the_end(share, sizes, tmp_path, monkeypatch):
+    save, saved = Patch.save, []
+
+    def counted(patch, path, **options):
+        saved.append(len(patch))
+        save(patch, path, **options)
+
+    monkeypatch.setattr(Patch, "save", counted)
+    monkeypatch.setattr(editing._Keeper, "SHARE", share)
+    run(tmp_path / "patch.safetensors")
+    assert saved == sizes
+    assert len(Patch.load(tmp_path / "patch.safetensors")) == 3
+
+
+@pytest.mark.parametrize("share", [1e9, 1e-9])
+def test_an_interrupted_run_has_written_every_whole_batch_and_goes_on_to_the_same_bytes(share, tmp_path, monkeypatch):
+    edit = Editor.edit
+
+    def interrupted(one, facts, progress=None):
+        if one.step == 2:
+            raise KeyboardInterrupt
+        return edit(one, facts, progress)
+
+    monkeypatch.setattr(editing._Keeper, "SHARE", share)
+    run(tmp_path / "whole.safetensors")
+    with monkeypatch.context() as patched:
+        patched.setattr(Editor, "edit", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            run(tmp_path / "patch.safetensors")
+    assert len(Patch.load(tmp_path / "patch.safetensors")) == 2
+    run(tmp_path / "patch.safetensors", resume=True)
+    assert (tmp_path / "patch.safetensors").read_bytes() == (tmp_path / "whole.safetensors").read_bytes()
+
+
+def test_a_run_goes_on_behind_a_batch_that_changed_nothing(tmp_path):
+    """Both batches are the same two facts, whose keys are used up after the first."""
+    path, method, changes = tmp_path / "patch.safetensors", "evoedit", dict(layers=(0,))
+    run(path, FACTS[:2] * 2, method, changes=changes)
+    patch = Patch.load(path)
+    assert patch.header.batches[0].after == patch.header.batches[1].after != patch.header.base
+    model = build_model("llama")
+    made = run(path, [*FACTS[:2] * 2, *FACTS[2:4]], method, model, changes=changes, resume=True)
+    assert len(made.patch) == 3
+    again = build_model("llama")
+    assert Patch.load(path).apply(again, exact=True)
+    assert toy.same(toy.weights(again), toy.weights(model))
