@@ -3,6 +3,7 @@
 `load_model` → `prepare_editor` → `editor.edit(facts)`; the study's runs, tables and figures stand on the same calls.
 """
 
+from langedit_core.adapters import save_model
 from langedit_core.contexts import Contexts, sample_contexts
 from langedit_core.covariance import KeyCovariance, cached_covariance, collect_covariance
 from langedit_core.drift import Drift
@@ -27,5 +28,5 @@ __all__ = [
     "RefusedInput", "SubjectMerged", "Threshold", "Update", "ValueSettings", "XtremeReport", "ask",
     "cached_covariance", "collect_covariance", "evaluate_xtreme", "exact_null_space", "inspect", "load_data",
     "load_model", "load_task", "optimise_values", "prepare_editor", "questions", "run_cells", "sample_contexts",
-    "score_probes", "settings_for", "solve_update",
+    "save_model", "score_probes", "settings_for", "solve_update",
 ]  # fmt: skip

@@ -9,6 +9,7 @@ import hashlib
 from collections.abc import Sequence
 from pathlib import Path
 
+from langedit_core.models import canonical
 from langedit_core.storage import CorruptFile, cache_home, read_sealed, write_sealed
 
 ENOUGH = 10
@@ -52,7 +53,7 @@ def keep_layers(model: str, layers: Sequence[int], source: str) -> Path:
     if not layers or layers != sorted(set(layers)) or layers[0] < 0:
         raise ValueError(f"got layers {layers}; expected at least one, ascending, counted from 0")
     path = _path(model)
-    write_sealed(path, dict(model=model, layers=layers, source=source))
+    write_sealed(path, dict(model=canonical(model), layers=layers, source=source))
     return path
 
 
@@ -66,7 +67,7 @@ def kept_layers(model: str) -> tuple[int, ...] | None:
     try:
         kept = read_sealed(path)
         layers = kept["layers"]
-        if kept["model"] != model or not layers or any(type(layer) is not int for layer in layers):
+        if kept["model"] != canonical(model) or not layers or any(type(layer) is not int for layer in layers):
             raise TypeError
         return tuple(layers)
     except FileNotFoundError:
@@ -76,4 +77,4 @@ def kept_layers(model: str) -> tuple[int, ...] | None:
 
 
 def _path(model: str) -> Path:
-    return cache_home() / "layers" / f"{hashlib.sha256(model.encode()).hexdigest()[:16]}.json"
+    return cache_home() / "layers" / f"{hashlib.sha256(canonical(model).encode()).hexdigest()[:16]}.json"

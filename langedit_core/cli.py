@@ -79,7 +79,7 @@ def run(
     """Compute a profile's cells (finished ones are not computed again), run its notebooks, render its reports."""
     from langedit_core.devices import VARIABLE
     from langedit_core.errors import unknown
-    from langedit_core.models import load_model
+    from langedit_core.models import canonical, load_model
     from langedit_core.notebooks import run_profile_notebooks
     from langedit_core.profiles import load_profile
     from langedit_core.results import is_known, keep_record
@@ -105,7 +105,7 @@ def run(
             left = None if hours is None else max(0.0, (until - time.monotonic()) / 3600)
             run(profile, each, device, output_path, left, part, notebooks)
         return
-    name = model or chosen.model
+    name = canonical(model or chosen.model)
     results, reports = root / "results", root / "reports" / chosen.folder(name)
     records = chosen.records(reports)
     cells = chosen.all_cells(name)
@@ -132,7 +132,7 @@ def run(
     # Relative to the notebooks, where kernels run: a page says nothing about the machine it was made on.
     source = REPOSITORY / "notebooks"
     shared = dict(
-        PROFILE=str(profile),
+        PROFILE=os.path.relpath(profile, source) if Path(profile).is_file() else str(profile),
         MODEL=name,
         RESULTS=os.path.relpath(results, source),
         REPORTS=os.path.relpath(reports, source),
@@ -467,7 +467,11 @@ def entry() -> None:
     except (ValueError, OSError, ImportError, ArithmeticError, NotebookFailed) as error:
         if "-v" in sys.argv or "--verbose" in sys.argv:
             raise
-        say(f"error: {error}")
+        from pydantic import ValidationError
+
+        from langedit_core.profiles import told
+
+        say(f"error: {told(error) if isinstance(error, ValidationError) else error}")
         raise SystemExit(1) from error
 
 

@@ -66,8 +66,8 @@ def _continue(model: EditableModel, text: str, length: int, generator: torch.Gen
     for _ in range(length):
         hidden = model.hf.base_model(input_ids=torch.tensor([ids], device=model.device)).last_hidden_state
         logits = model.logits(hidden[0, -1], normed=True).float().cpu()
-        for special in model.tokenizer.all_special_ids:
-            logits[special] = -torch.inf
+        # A tokenizer may have tokens that the model has not (Gemma 3's image token in a text model).
+        logits[[special for special in model.tokenizer.all_special_ids if special < len(logits)]] = -torch.inf
         best = logits.topk(min(top_k, len(logits)))
         ids.append(int(best.indices[torch.multinomial(best.values.softmax(0), 1, generator=generator)]))
     return model.tokenizer.decode(ids, skip_special_tokens=True)

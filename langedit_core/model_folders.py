@@ -25,8 +25,13 @@ def check_folder(folder: Path) -> None:
 
     Raises:
         ValueError: No configuration, or one that is no JSON object; an index that names no files of this folder.
-        RefusedInput: Pickled weights only, or weights that are whole numbers.
+        RefusedInput: Pickled weights only, weights that are whole numbers, or an adapter beside or instead of them.
     """
+    if (folder / "adapter_config.json").is_file():
+        raise RefusedInput(
+            f"{folder} holds an adapter (adapter_config.json), which transformers would put onto the model and save in "
+            "its place; merge it first: PeftModel.from_pretrained(base, folder).merge_and_unload().save_pretrained(...)"
+        )
     if not (folder / "config.json").is_file():
         raise ValueError(f"{folder} has no config.json; expected a folder written by `save_pretrained`")
     _object(folder / "config.json")

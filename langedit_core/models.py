@@ -107,7 +107,10 @@ class EditableModel:
     @property
     def pad_id(self) -> int:
         """Any valid id: padded columns are masked everywhere."""
-        return next(i for i in (self.tokenizer.pad_token_id, self.tokenizer.eos_token_id, 0) if i is not None)
+        known = self.hf.get_input_embeddings().weight.shape[0]
+        named = (self.tokenizer.pad_token_id, self.tokenizer.eos_token_id, 0)
+        # A "[PAD]" may have been added to the tokenizer without a row in the model.
+        return next(i for i in named if i is not None and i < known)
 
     def check_layers(self, layers: Sequence[int]) -> None:
         """Refuse layers this model does not have.
@@ -250,6 +253,12 @@ class EditableModel:
             digest.update(raw.view(torch.uint8).numpy() if raw.dtype == torch.bfloat16 else raw.numpy())
         digest.update(self.tokenizer("Zürich, 北京: 42").input_ids.__repr__().encode())
         return digest.hexdigest()
+
+
+def canonical(name: str) -> str:
+    """What `load_model` takes, but a folder by its whole path, since another may have that name elsewhere."""
+    packaged = name in PACKAGED or name in EMBEDDED
+    return str(Path(name).resolve()) if not packaged and Path(name).is_dir() else name
 
 
 def load_model(

@@ -211,8 +211,9 @@ def hyperparameters(model: str, method: str, **changes) -> EditSettings:
         layers = kept_layers(model)
         if layers is None:
             raise ValueError(
-                f"{unknown('model in hparams.yaml', model, tuned)}. For a model of your own, run notebook 01 with "
-                "MODEL set to it, which recommends layers and keeps them, or pass layers=(...)"
+                f"{unknown('model in hparams.yaml', model, tuned)}. For a model of your own, let notebook 01 or "
+                "`langedit trace --keep-layers` recommend layers, which are kept for it, or give them: --layers 5,6,7, "
+                "in Python pass layers=(5, 6, 7)"
             )
         chosen["layers"] = layers
     return settings_for(method, **merged(chosen, changes))

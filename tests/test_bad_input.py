@@ -22,9 +22,12 @@ from pathlib import Path
 import conftest
 import pytest
 import torch
+import toy
 from bad_corpus.models import Bomb
 from conftest import CONFIGS, build_model
 
+from langedit_core import prepare_editor, sample_contexts, save_model
+from langedit_core.errors import RefusedInput
 from langedit_core.models import ARCHITECTURES, architecture_of, inspect, load_model
 from langedit_core.packaged import PACKAGED
 
@@ -51,6 +54,38 @@ def test_a_whole_folder_is_loaded_and_gives_the_saved_weights(saved):
     assert not any(parameter.requires_grad for parameter in loaded.hf.parameters())
     assert loaded.fingerprint == model.fingerprint
     assert loaded.provenance["dtype"] == "float32"
+
+
+@pytest.mark.parametrize("alone", [True, False])
+def test_a_folder_with_an_adapter_is_refused_since_saving_would_lose_the_edits(saved, alone):
+    (saved / "adapter_config.json").write_text("{}")
+    if alone:
+        (saved / "config.json").unlink()
+    with pytest.raises(RefusedInput, match=r"holds an adapter .* merge it first"):
+        load_model(saved, device="cpu")
+
+
+def test_tokens_that_only_the_tokenizer_has_are_neither_sampled_nor_used_as_padding(saved):
+    expected = sample_contexts(load_model(saved, device="cpu"), ["en", "de"], per_language=1)
+    tokenizer = load_model(saved, device="cpu").tokenizer
+    tokenizer.add_special_tokens({"pad_token": "[PAD]", "additional_special_tokens": ["<image>"]})
+    tokenizer.save_pretrained(saved)
+    model = load_model(saved, device="cpu")
+    rows = model.hf.get_input_embeddings().weight.shape[0]
+    assert max(model.tokenizer.all_special_ids) >= rows > model.pad_id
+    assert sample_contexts(model, ["en", "de"], per_language=1) == expected
+    editor = prepare_editor(model, langs=("en", "de"), corpus=conftest.SENTENCES, prefixes=1, layers=(1,))
+    editor.edit([toy.fact(0), toy.fact(1, "de")])
+
+
+def test_an_edited_model_is_saved_with_its_tokenizer(saved, tmp_path):
+    model = load_model(saved, device="cpu")
+    model.add_(1, torch.full_like(model.weight(1), 0.01))
+    save_model(model, tmp_path / "edited")
+    again = load_model(tmp_path / "edited", device="cpu")
+    assert again.fingerprint == load_model(tmp_path / "edited", device="cpu").fingerprint
+    assert torch.equal(again.weight(1), model.weight(1))
+    assert again.tokenizer.encode("The capital") == model.tokenizer.encode("The capital")
 
 
 def test_a_pickle_beside_whole_weights_is_not_touched(saved, tmp_path):

@@ -16,7 +16,7 @@ def cache(monkeypatch, tmp_path):
 
 
 def test_a_model_without_an_entry_is_edited_where_tracing_said():
-    with pytest.raises(ValueError, match="run notebook 01"):
+    with pytest.raises(ValueError, match="notebook 01 or `langedit trace --keep-layers`.*--layers"):
         hyperparameters("org/my-model", "langedit")
     keep_layers("org/my-model", [2, 3], "a test")
     assert hyperparameters("org/my-model", "langedit").layers == (2, 3)
@@ -24,6 +24,16 @@ def test_a_model_without_an_entry_is_edited_where_tracing_said():
     assert hyperparameters("org/my-model", "memit", layers=(7,)).layers == (7,)
     with pytest.raises(ValueError, match="org/my-modem"):
         hyperparameters("org/my-modem", "langedit")
+
+
+def test_layers_of_a_folder_belong_to_that_folder_wherever_it_is_called_from(tmp_path, monkeypatch):
+    for name in ("a", "b"):
+        (tmp_path / name / "model").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path / "a")
+    keep_layers("model", [2, 3], "a test")
+    assert kept_layers("model") == kept_layers("./model") == kept_layers(str(tmp_path / "a/model")) == (2, 3)
+    monkeypatch.chdir(tmp_path / "b")
+    assert kept_layers("model") is None and kept_layers("../a/model") == (2, 3)
 
 
 def test_tuned_layers_stay_what_they_are():
