@@ -83,7 +83,7 @@ def edit_facts(
         quiet: No progress bar.
 
     Raises:
-        RefusedInput: The stored patch is of other facts, another model or other settings.
+        RefusedInput: The stored patch is of other facts, another model or other settings, or another run writes to it.
     """
     model = editor.model
     facts, dropped = usable(editor, facts)
@@ -120,6 +120,7 @@ class _Keeper:
         """Without a patch, nothing is kept."""
         self.patch, self.path, self.with_base = patch, path, with_base
         self.saved, self.due = 0 if patch is None else len(patch), 0.0
+        self.left = None if patch is None else _signature(path)
 
     def keep(self) -> None:
         """Call after every batch: saves unless the last time is too short ago for what it took."""
@@ -132,10 +133,26 @@ class _Keeper:
             self._save()
 
     def _save(self) -> None:
+        if _signature(self.path) != self.left:
+            self.patch = None
+            raise RefusedInput(
+                f"{self.path} was written by another run since this one began; its edits are kept, those of this run "
+                "are not: run it again with another --output-path"
+            )
         started = time.monotonic()
         self.patch.save(self.path, with_base=self.with_base)
+        self.left = _signature(self.path)
         self.saved, ended = len(self.patch), time.monotonic()
         self.due = ended + (ended - started) / self.SHARE
+
+
+def _signature(path: Path) -> tuple[int, ...] | None:
+    """What changes when a file is put in place of another; None where there is none."""
+    try:
+        found = path.stat()
+    except FileNotFoundError:
+        return None
+    return found.st_ino, found.st_size, found.st_mtime_ns
 
 
 def _layer_rows(report: BatchReport) -> list[dict]:

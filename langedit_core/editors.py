@@ -31,7 +31,7 @@ from langedit_core.postprocess import damp, keep_largest, spread_off
 from langedit_core.projectors import Fixed, Projector, ReleasedMix, projector_of
 from langedit_core.records import Fact
 from langedit_core.solve import CovarianceMetric, Metric, RidgeMetric, solve_update
-from langedit_core.tokens import Row, SubjectMerged, continuation, locate
+from langedit_core.tokens import Row, SubjectMerged, TextTooLong, continuation, locate
 from langedit_core.values import ValueRequest, Values, ValueSettings, optimise_values
 
 
@@ -423,7 +423,9 @@ class Editor:
                 answer = LANGUAGES[fact.lang].join + fact.target
                 target = tuple(continuation(self.model.tokenizer, fact.text, answer))
                 kl = locate(self.model.tokenizer, self.settings.values.kl_prompt, fact.subject, where)
-            except SubjectMerged as error:
+                longest = max(len(row.ids) for row in contexts) + len(target) - 1
+                self.model.check_length(longest, f"{where}the prompt with prefix and target")
+            except (SubjectMerged, TextTooLong) as error:
                 dropped[fact.label] = str(error)
                 continue
             full = tuple(Row(ids=row.ids + target[:-1], lookup=row.lookup) for row in contexts)

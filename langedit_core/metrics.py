@@ -59,11 +59,12 @@ def score_probes(
     """Score (prompt, answer) pairs, the answer including its leading space; batches of similar length.
 
     Raises:
-        RefusedInput: An answer has no tokens.
+        RefusedInput: An answer has no tokens, or a text is longer than the model takes.
     """
     rows: list[Row] = []
     for prompt, answer in probes:
         ids, target = encode(model.tokenizer, prompt), continuation(model.tokenizer, prompt, answer)
+        model.check_length(len(ids) + len(target) - 1, f"the question {prompt[:60]!r} with its answer")
         rows.append(Row(ids=tuple(ids + target), lookup=len(ids)))
     order = sorted(range(len(rows)), key=lambda i: len(rows[i].ids))
     scores: list[ProbeScore | None] = [None] * len(rows)

@@ -24,6 +24,7 @@ from langedit_core.devices import settle, spread, usable_device
 from langedit_core.errors import RefusedInput, unknown
 from langedit_core.model_folders import check_config, check_folder, check_loaded
 from langedit_core.packaged import EMBEDDED, PACKAGED, embedded, materialise
+from langedit_core.tokens import TextTooLong
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -111,6 +112,16 @@ class EditableModel:
         named = (self.tokenizer.pad_token_id, self.tokenizer.eos_token_id, 0)
         # A "[PAD]" may have been added to the tokenizer without a row in the model.
         return next(i for i in named if i is not None and i < known)
+
+    def check_length(self, tokens: int, what: str, advice: str = "shorten it") -> None:
+        """Refuse a text that is longer than this model was made for; some fail on it, others answer nonsense.
+
+        Raises:
+            TextTooLong: Names `what`, its tokens and how many the model takes.
+        """
+        most = getattr(self.hf.config, "max_position_embeddings", None)
+        if most is not None and tokens > most:
+            raise TextTooLong(f"{what} has {tokens} tokens, {self.name} has {most} positions; {advice}")
 
     def check_layers(self, layers: Sequence[int]) -> None:
         """Refuse layers this model does not have.

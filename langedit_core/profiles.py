@@ -197,7 +197,7 @@ def hyperparameters(model: str, method: str, **changes) -> EditSettings:
     """Settings of `method` for `model`: those of `hparams.yaml`, with `changes` on top as `merged` puts them there.
 
     A model that is not there gets the file's entry `default`, and is edited in the layers that causal tracing
-    recommended for it (`chosen_layers.py`) or that are given.
+    recommended for it (`chosen_layers.py`; ROME in the middle one of them) or that are given.
 
     Raises:
         ValueError: Unknown method, or no entry for this model, no layers kept for it and none in `changes`.
@@ -215,5 +215,6 @@ def hyperparameters(model: str, method: str, **changes) -> EditSettings:
                 "`langedit trace --keep-layers` recommend layers, which are kept for it, or give them: --layers 5,6,7, "
                 "in Python pass layers=(5, 6, 7)"
             )
-        chosen["layers"] = layers
+        # ROME edits one layer: the middle one, as Gemma's entry has it too.
+        chosen["layers"] = layers[len(layers) // 2 :][:1] if METHODS[method].get("one_by_one") else layers
     return settings_for(method, **merged(chosen, changes))

@@ -15,7 +15,6 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from transformers import DynamicCache
 
-from langedit_core.errors import RefusedInput
 from langedit_core.forward import leaving_at
 from langedit_core.memory import as_memory_allows
 from langedit_core.models import EditableModel
@@ -195,15 +194,10 @@ def check_room(model: EditableModel, rows: Sequence[Sequence[int]], room: int) -
     """Refuse rows that the model has no positions for.
 
     Raises:
-        RefusedInput: Says how long the longest row is and what the model takes.
+        TextTooLong: Says how long the longest row is and what the model takes.
     """
-    most = getattr(model.hf.config, "max_position_embeddings", None)
-    longest = max(map(len, rows)) + room
-    if most is not None and longest > most:
-        raise RefusedInput(
-            f"a prompt of {longest - room} tokens and {room} to answer exceed the {most} positions of {model.name}; "
-            "ask for fewer shots or shorter contexts"
-        )
+    longest = max(map(len, rows))
+    model.check_length(longest + room, f"a prompt of {longest} tokens with its answer", "ask for fewer shots")
 
 
 @torch.no_grad()
@@ -227,7 +221,7 @@ def score_options(
         progress: Called with the number of prompts done.
 
     Raises:
-        RefusedInput: A prompt is too long for the model.
+        TextTooLong: A prompt is too long for the model.
     """
     # An option's last token is not fed in; what is fed in for a longer option serves the shorter ones that begin it.
     rows: list[tuple[int, ...]] = []
@@ -289,7 +283,7 @@ def generate(
         For each prompt its continuation before `stop`, and whether it ended by itself.
 
     Raises:
-        RefusedInput: A prompt is too long for the model.
+        TextTooLong: A prompt is too long for the model.
     """
     check_room(model, prompts, tokens)
     prefix = SharedPrefix(model, prompts, most=share)

@@ -21,6 +21,10 @@ class SubjectMerged(RefusedInput):
     """The subject's last characters share a token with the text that follows it."""
 
 
+class TextTooLong(RefusedInput):
+    """A text has more tokens than the model has positions."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Row:
     """Token ids of one text and the column of the subject's last token."""

@@ -22,6 +22,9 @@ def test_a_model_without_an_entry_is_edited_where_tracing_said():
     assert hyperparameters("org/my-model", "langedit").layers == (2, 3)
     assert hyperparameters("org/my-model", "memit").layers == (2, 3)
     assert hyperparameters("org/my-model", "memit", layers=(7,)).layers == (7,)
+    assert hyperparameters("org/my-model", "rome").layers == (3,)
+    keep_layers("org/my-model", [2, 3, 4], "a test")
+    assert hyperparameters("org/my-model", "rome").layers == (3,)
     with pytest.raises(ValueError, match="org/my-modem"):
         hyperparameters("org/my-modem", "langedit")
 

@@ -10,6 +10,7 @@ from toy_patch import BATCHES, editor
 from langedit_core import editing
 from langedit_core.editing import edit_facts
 from langedit_core.editors import Editor
+from langedit_core.errors import RefusedInput
 from langedit_core.patches import Patch
 
 FACTS = [fact for batch in BATCHES for fact in batch]  # six
@@ -53,6 +54,23 @@ def test_an_interrupted_run_has_written_every_whole_batch_and_goes_on_to_the_sam
     assert len(Patch.load(tmp_path / "patch.safetensors")) == 2
     run(tmp_path / "patch.safetensors", resume=True)
     assert (tmp_path / "patch.safetensors").read_bytes() == (tmp_path / "whole.safetensors").read_bytes()
+
+
+def test_two_runs_do_not_write_over_each_other(tmp_path, monkeypatch):
+    path, edit = tmp_path / "patch.safetensors", Editor.edit
+
+    def meanwhile(one, facts, progress=None):
+        if one.step == 1:
+            with monkeypatch.context() as patched:
+                patched.setattr(Editor, "edit", edit)
+                run(path, FACTS[4:])
+        return edit(one, facts, progress)
+
+    monkeypatch.setattr(editing._Keeper, "SHARE", 1e9)
+    monkeypatch.setattr(Editor, "edit", meanwhile)
+    with pytest.raises(RefusedInput, match="was written by another run since this one began"):
+        run(path)
+    assert Patch.load(path).facts == FACTS[4:]
 
 
 def test_a_run_goes_on_behind_a_batch_that_changed_nothing(tmp_path):

@@ -587,6 +587,18 @@ def test_the_same_fact_in_two_languages_is_told_as_two(tiny):
     assert list(report.dropped) == ["capital/2 (en)", "capital/2 (de)"]
 
 
+@pytest.mark.parametrize("family", ["llama", "gpt2"])
+def test_a_text_that_is_longer_than_the_model_takes_is_named(family):
+    model = build_model(family)
+    most = model.hf.config.max_position_embeddings
+    long = toy.fact(1, prompt="The capital of {} is" + " north" * most)
+    report, _ = simple_editor(model, "langedit").edit([toy.fact(0), long])
+    assert report.facts == ["capital/0"]
+    assert f"has {most} positions" in report.dropped[long.label]
+    with pytest.raises(RefusedInput, match=rf"the question 'The capital of .* has \d+ tokens, .* has {most} positions"):
+        score_probes(model, [(long.text, " north")])
+
+
 @pytest.mark.parametrize("method", ["langedit", "rect", "rome", "ft"])
 def test_what_another_wrote_to_the_matrices_is_noticed_before_anything_is_edited_or_undone(tiny, method):
     layers = toy.layers_of(method)

@@ -139,7 +139,10 @@ def test_progress_counts_prompts_and_ends_with_all_of_them(tiny):
 def test_a_prompt_longer_than_the_model_is_refused_before_anything_runs(tiny):
     long = [[3] * 126]
     assert len(score_options(tiny, long, [[[5], [6, 7]]])) == 1
-    with pytest.raises(RefusedInput, match="126 tokens and 3 to answer exceed the 128 positions.*fewer shots"):
+    with pytest.raises(
+        RefusedInput,
+        match="of 126 tokens with its answer has 129 tokens, .* 128 positions; ask for fewer",
+    ):
         generate(tiny, long, stop="\n", tokens=3)
 
 
