@@ -421,7 +421,7 @@ def test_a_second_editor_of_an_edited_model_is_refused_whether_the_covariance_is
     editor = prepare_editor(tiny, "langedit", **options)
     editor.edit(toy.facts("en", range(2)))
     for method in ("alphaedit", "ft"):
-        with pytest.raises(ValueError, match=r"what a new editor starts from cannot be taken .*Editor.reset"):
+        with pytest.raises(ValueError, match=r"what a new editor starts from cannot be taken: .*Editor.reset"):
             prepare_editor(tiny, method, **options)
     with pytest.raises(ValueError, match="what the unedited model says cannot be taken"):
         Drift.of(tiny, ("en",))
