@@ -267,9 +267,9 @@ class EditableModel:
 
 
 def canonical(name: str) -> str:
-    """What `load_model` takes, but a folder by its whole path, since another may have that name elsewhere."""
-    packaged = name in PACKAGED or name in EMBEDDED
-    return str(Path(name).resolve()) if not packaged and Path(name).is_dir() else name
+    """The name a model and its cells go by: a folder's is its whole path, since another may be called so elsewhere."""
+    own = bool(name) and name not in PACKAGED and name not in EMBEDDED
+    return str(Path(name).resolve()) if own and Path(name).is_dir() else name
 
 
 def load_model(
@@ -297,7 +297,7 @@ def load_model(
     """
     from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
-    name = str(name)
+    name = canonical(str(name))
     if name in PACKAGED:
         source = str(materialise(name))
     elif name in EMBEDDED:

@@ -26,6 +26,7 @@ from langedit_core.devices import VARIABLE
 from langedit_core.editors import METHODS, EditSettings, merged, settings_for
 from langedit_core.errors import RefusedInput, unknown
 from langedit_core.languages import CORE
+from langedit_core.models import canonical
 from langedit_core.records import Deal
 from langedit_core.results import Cell
 from langedit_core.study import LOADERS
@@ -119,7 +120,7 @@ class Profile(BaseModel):
             raise ValueError(
                 f"profile {self.name!r} has no cells {group!r}; it has: {', '.join(self.grids)}. Take another profile"
             )
-        return [cell for grid in self.grids[group] for cell in _cells(grid, model or self.model)]
+        return [cell for grid in self.grids[group] for cell in _cells(grid, canonical(model or self.model))]
 
     def all_cells(self, model: str | None = None) -> list[Cell]:
         """The cells of all groups, each once, seed by seed: a run that is stopped leaves comparisons of all methods."""

@@ -29,9 +29,11 @@ from bad_corpus.models import Bomb
 from conftest import CONFIGS, build_model
 
 from langedit_core import prepare_editor, sample_contexts, save_model
+from langedit_core.chosen_layers import keep_layers
 from langedit_core.errors import RefusedInput
-from langedit_core.models import ARCHITECTURES, architecture_of, inspect, load_model
+from langedit_core.models import ARCHITECTURES, architecture_of, canonical, inspect, load_model
 from langedit_core.packaged import PACKAGED
+from langedit_core.profiles import load_profile
 
 
 @pytest.fixture
@@ -85,9 +87,18 @@ def test_an_edited_model_is_saved_with_its_tokenizer(saved, tmp_path):
     model.add_(1, torch.full_like(model.weight(1), 0.01))
     save_model(model, tmp_path / "edited")
     again = load_model(tmp_path / "edited", device="cpu")
-    assert again.fingerprint == load_model(tmp_path / "edited", device="cpu").fingerprint
     assert torch.equal(again.weight(1), model.weight(1))
     assert again.tokenizer.encode("The capital") == model.tokenizer.encode("The capital")
+
+
+def test_a_folder_goes_by_its_whole_path_however_it_was_written(saved, monkeypatch):
+    monkeypatch.chdir(saved.parent)
+    names = {load_model(name, device="cpu").name for name in (saved.name, f"./{saved.name}", str(saved))}
+    assert names == {str(saved)} == {canonical(saved.name)}
+    monkeypatch.setenv("HF_HOME", str(saved.parent))
+    keep_layers(saved.name, [1, 2], "a test")
+    cells = [load_profile("smoke").all_cells(name) for name in (saved.name, str(saved))]
+    assert cells[0] == cells[1] and {cell.model for cell in cells[0]} == {str(saved)}
 
 
 def test_a_pickle_beside_whole_weights_is_not_touched(saved, tmp_path):

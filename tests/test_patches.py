@@ -307,13 +307,12 @@ def test_what_was_removed_is_not_edited_upon_and_the_kept_batches_go_on_in_a_new
 
 
 def test_a_shorter_state_leaves_the_later_ones_known():
-    patch, states = recorded()
-    model = build_model("llama")
-    patch.apply(model)
+    other, patch = recorded()[0], recorded()[0]  # `patch` was applied nowhere itself
+    model, again = build_model("llama"), build_model("llama")
+    other.apply(model)
+    other.apply(again)
     patch.remove(model, 2)
-    again = build_model("llama")
-    patch.apply(again)
-    assert patch.position(again) == 3 and patch.position(model) == 1
+    assert patch.position(model) == 1 and patch.position(again) == 3
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
