@@ -54,7 +54,6 @@ lab: $(LAB) ## open JupyterLab on the notebooks with the kernel of this environm
 
 $(LAB): $(ENV)
 	$(PIP) -e ".[lab]"
-	$(BIN)/python -m ipykernel install --sys-prefix --name langedit --display-name "LangEdit"
 	@touch $@
 
 bench: $(ENV) ## measure seconds per fact and memory against a literal reference, into benchmarks/latest.json

@@ -10,7 +10,7 @@ from langedit_core.drift import Drift
 from langedit_core.editors import METHODS, BatchReport, Editor, EditSettings, Update, settings_for
 from langedit_core.errors import RefusedInput
 from langedit_core.metrics import METRICS, ask, questions, score_probes
-from langedit_core.models import ARCHITECTURES, EditableModel, inspect, load_model
+from langedit_core.models import ARCHITECTURES, EditableModel, inspect, load_model, wrap_model
 from langedit_core.nullspace import NullSpace, Threshold, exact_null_space
 from langedit_core.patches import Patch
 from langedit_core.quickstart import prepare_editor
@@ -28,5 +28,5 @@ __all__ = [
     "RefusedInput", "SubjectMerged", "Threshold", "Update", "ValueSettings", "XtremeReport", "ask",
     "cached_covariance", "collect_covariance", "evaluate_xtreme", "exact_null_space", "inspect", "load_data",
     "load_model", "load_task", "optimise_values", "prepare_editor", "questions", "run_cells", "sample_contexts",
-    "save_model", "score_probes", "settings_for", "solve_update",
+    "save_model", "score_probes", "settings_for", "solve_update", "wrap_model",
 ]  # fmt: skip

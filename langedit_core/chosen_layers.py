@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -15,6 +16,19 @@ from langedit_core.storage import CorruptFile, cache_home, read_sealed, write_se
 ENOUGH = 10
 """Facts that must have been traced before a notebook keeps layers: the recommendation of fewer, as in the smallest
 profile, is mostly chance, and would replace that of many in every later run of the model."""
+
+
+def parse_layers(text: str) -> tuple[int, ...] | None:
+    """Layers from "3,4,5"; None from an empty text: the model's own.
+
+    Raises:
+        ValueError: Anything else.
+    """
+    if not text.strip():
+        return None
+    if not re.fullmatch(r"\d+([ ,]+\d+)*", text.strip()):
+        raise ValueError(f"layers are {text!r}; expected numbers such as 3,4,5")
+    return tuple(map(int, re.split("[ ,]+", text.strip())))
 
 
 def keep_if_enough(model: str, layers: Sequence[int], facts: int, data: str) -> list[str]:

@@ -19,8 +19,10 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from langedit_core.cli_common import DeviceOption, DtypeOption, refuse, say, shown, torch_dtype, write_csv
 from langedit_core.cli_data import data_app
-from langedit_core.cli_patch import DeviceOption, patch_app, refuse, say
+from langedit_core.cli_evaluate import evaluate
+from langedit_core.cli_patch import patch_app
 from langedit_core.cli_trace import trace
 
 if TYPE_CHECKING:
@@ -181,7 +183,7 @@ def grid(
     if device:
         os.environ[VARIABLE] = device
     chosen, root = load_profile(profile), output_path or REPOSITORY
-    made = make_executor(executor, root / "results" / "jobs", at_once=at_once, options=_pairs(slurm or []))
+    made = make_executor(executor, root / "results" / "jobs", at_once=at_once, options=_slurm(slurm or []))
     until = math.inf if hours is None else time.monotonic() + 3600 * hours
     failed: dict[str, str] = {}
     for name in [model] if model else chosen.models:
@@ -227,18 +229,24 @@ def status(
         time.sleep(watch)
 
 
-def _pairs(options: Sequence[str]) -> dict[str, str | int]:
-    """KEY=VALUE options as a mapping; whole numbers as such.
+def _slurm(options: Sequence[str]) -> dict[str, str | int]:
+    """Options of SLURM as submitit has them; whole numbers as such."""
+    pairs = _pairs(options, "--slurm", r"[A-Za-z_][\w-]*", "partition=gpu")
+    return {key.replace("-", "_"): int(value) if value.isdigit() else value for key, value in pairs}
+
+
+def _pairs(options: Sequence[str], name: str, key: str, example: str) -> list[tuple[str, str]]:
+    """The two sides of KEY=VALUE options.
 
     Raises:
         ValueError: Not of that form.
     """
-    found = {}
+    found = []
     for text in options:
-        key, sign, value = text.partition("=")
-        if not sign or not re.fullmatch(r"[A-Za-z_][\w-]*", key) or not value:
-            raise ValueError(f"--slurm got {text!r}; expected KEY=VALUE, for example partition=gpu")
-        found[key.replace("-", "_")] = int(value) if value.isdigit() else value
+        left, sign, right = text.partition("=")
+        if not sign or not re.fullmatch(key, left) or not right:
+            raise ValueError(f"{name} got {text!r}; expected KEY=VALUE, for example {example}")
+        found.append((left, right))
     return found
 
 
@@ -265,13 +273,15 @@ def report(profile: ProfileOption = "quick", output_path: OutputOption = None) -
 
 @app.command(epilog="Example: langedit inspect gemma-3-270m")
 def inspect(
-    model: Annotated[str, typer.Argument(help="hub ID, folder, or packaged name")], device: DeviceOption = None
+    model: Annotated[str, typer.Argument(help="hub ID, folder, or packaged name")],
+    device: DeviceOption = None,
+    dtype: DtypeOption = None,
 ) -> None:
     """Print a model's layers, shapes, write port, and whether a norm follows it."""
     from langedit_core.models import inspect as sheet
     from langedit_core.models import load_model
 
-    typer.echo(sheet(load_model(model, device=device or "auto")))
+    typer.echo(sheet(load_model(model, device=device or "auto", dtype=torch_dtype(dtype))))
 
 
 @app.command(
@@ -298,8 +308,13 @@ def edit(
         typer.Option("--corpus", help="text, a sentence a line, whose keys are left alone; embedded facts otherwise"),
     ] = None,
     limit: Annotated[int | None, typer.Option("--limit", min=1, help="the first so many facts only")] = None,
+    settings: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="KEY=VALUE", help="a setting of the method, as ridge=0.5 or values.steps=20"),
+    ] = None,
     seed: Annotated[int, typer.Option("--seed", help="of the context prefixes")] = 0,
     device: DeviceOption = "auto",
+    dtype: DtypeOption = None,
     patch_only: Annotated[bool, typer.Option("--patch-only", help="write the patch alone (default)")] = False,
     save_model: Annotated[bool, typer.Option("--save-model", help="write the edited model too, into model/")] = False,
     peft: Annotated[bool, typer.Option("--peft", help="write a PEFT LoRA adapter too, into adapter/")] = False,
@@ -314,6 +329,7 @@ def edit(
     """
     from langedit_core.adapters import refuse_existing, to_peft
     from langedit_core.adapters import save_model as save
+    from langedit_core.chosen_layers import parse_layers
     from langedit_core.covariance import corpus_hash
     from langedit_core.editing import edit_facts
     from langedit_core.editors import METHODS
@@ -323,11 +339,14 @@ def edit(
     from langedit_core.models import load_model
     from langedit_core.patches import check_recordable
     from langedit_core.quickstart import prepare_editor
-    from langedit_core.storage import write_text
 
     if patch_only and (save_model or peft):
         raise typer.BadParameter("--patch-only leaves out what --save-model and --peft ask for")
-    chosen = parse_layers(layers)
+    changes = parse_settings(settings or [])
+    try:
+        chosen = parse_layers(layers or "")
+    except ValueError as error:
+        raise typer.BadParameter(f"--layers: {error}") from error
     wanted = read_facts(facts)[:limit]
     texts = None if corpus is None else read_sentences(corpus)
     if method not in METHODS:
@@ -341,11 +360,10 @@ def edit(
     for path, asked in ((patch_path, not resume), (output_path / "model", save_model), (output_path / "adapter", peft)):
         if path is not None and asked:
             refuse_existing(path)
-    loaded = load_model(model, device=device)
-    changes = {} if chosen is None else dict(layers=chosen)
+    loaded = load_model(model, device=device, dtype=torch_dtype(dtype))
     # All languages of the study, whatever is edited: their keys are left alone, and facts in any of them may follow.
     langs = tuple(dict.fromkeys((*CORE, *(fact.lang for fact in wanted))))
-    editor = prepare_editor(loaded, method, langs=langs, corpus=texts, seed=seed, **changes)
+    editor = prepare_editor(loaded, method, layers=chosen, langs=langs, corpus=texts, seed=seed, **changes)
     edited = edit_facts(
         editor,
         wanted,
@@ -359,8 +377,8 @@ def edit(
     for reason in edited.dropped.values():
         say(f"left out: {reason}")
     table = edited.table()
-    typer.echo(table.to_string(index=False, float_format="{:.3f}".format))
-    write_text(output_path / "report.csv", table.to_csv(index=False, lineterminator="\n"))
+    typer.echo(shown(table))
+    write_csv(table, output_path, "report")
     if edited.patch is not None:
         say(f"patch of {len(edited.patch)} batches, {len(edited.patch.facts)} facts: {patch_path}")
     if peft:
@@ -375,6 +393,10 @@ app.command(
     epilog="Example: langedit trace --model atlas-lm --data atlas --langs 'en zh' --limit 5 --output-path traced\n\n"
     "To trace more, raise --limit and give the same folder: finished traces are read."
 )(trace)
+app.command(
+    epilog="Example: langedit evaluate --model gemma-3-270m --patch capitals/patch.safetensors --facts facts.jsonl\n\n"
+    "Example: langedit evaluate --model edited --facts facts.jsonl --xtreme 50 --output-path asked"
+)(evaluate)
 
 
 @app.command(epilog="Example: langedit validate facts.jsonl capitals/patch.safetensors my_profile.yaml")
@@ -401,17 +423,31 @@ app.add_typer(patch_app, name="patch")
 app.add_typer(data_app, name="data")
 
 
-def parse_layers(text: str | None) -> tuple[int, ...] | None:
-    """Layers from "3,4,5".
+def parse_settings(options: Sequence[str]) -> dict[str, object]:
+    """Changes of `EditSettings` from "ridge=0.5", "values.steps=20"; values are read as YAML, a dot goes into a part.
 
     Raises:
-        typer.BadParameter: Anything else.
+        ValueError: Not of that form, a setting given twice, or one that has an option of its own.
     """
-    if text is None:
-        return None
-    if not re.fullmatch(r"\d+([ ,]+\d+)*", text.strip()):
-        raise typer.BadParameter(f"--layers is {text!r}; expected numbers such as 3,4,5")
-    return tuple(map(int, re.split("[ ,]+", text.strip())))
+    import yaml
+
+    found: dict[str, object] = {}
+    for key, text in _pairs(options, "--set", r"[a-z_]+(\.[a-z_]+)*", "ridge=0.5"):
+        if key == "layers":
+            raise ValueError(f"--set got {key}; give them as --layers {text}")
+        *parts, last = key.split(".")
+        place: object = found
+        for part in parts:
+            place = place.setdefault(part, {}) if isinstance(place, dict) else None
+        if not isinstance(place, dict) or last in place:
+            raise ValueError(f"--set got {key!r} twice, or beside what it is a part of; give it once")
+        try:
+            place[last] = yaml.safe_load(text)
+        except yaml.YAMLError as error:
+            raise ValueError(
+                f"--set {key}={text}: {text!r} is no value; expected a number, a word, or [1, 2]"
+            ) from error
+    return found
 
 
 def share(cells: Sequence[Cell], part: str | None) -> Sequence[Cell]:

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from langedit_core.cli_patch import refuse, say
+from langedit_core.cli_common import refuse, say
 
 data_app = typer.Typer(
     no_args_is_help=True, pretty_exceptions_enable=False,

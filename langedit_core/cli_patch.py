@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from langedit_core.cli_common import DeviceOption, refuse, say
+
 if TYPE_CHECKING:
     from langedit_core.patches import Patch
 
@@ -16,7 +18,6 @@ patch_app = typer.Typer(
 )  # fmt: skip
 
 FileArgument = Annotated[Path, typer.Argument(metavar="FILE", help="a patch written by `langedit edit`")]
-DeviceOption = Annotated[str | None, typer.Option("--device", help="auto, cpu, cuda:0; balanced: over all GPUs")]
 BaseOption = Annotated[
     str | None,
     typer.Option("--model", "--model_name_or_path", help="the unedited model; the one named in the patch otherwise"),
@@ -157,16 +158,6 @@ def export(
     typer.echo(
         f'edited = PeftModel.from_pretrained(base, "{output_path.name}")  # base: {patch.header.model}, unedited'
     )
-
-
-def say(text: str) -> None:
-    typer.echo(text, err=True)
-
-
-def refuse(message: str) -> None:
-    """End with status 1 and the reason on one line."""
-    say(f"error: {message}")
-    raise typer.Exit(1)
 
 
 def _load(file: Path) -> Patch:

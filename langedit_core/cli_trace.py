@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from langedit_core.cli_patch import DeviceOption, refuse, say
+from langedit_core.cli_common import DeviceOption, DtypeOption, refuse, say, shown, torch_dtype, write_csv
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -28,7 +28,9 @@ def trace(
         Path | None,
         typer.Option("--facts", help="JSON lines as for `edit`; traced is `truth`, or `target` where there is none"),
     ] = None,
-    data: Annotated[str | None, typer.Option("--data", help="atlas (embedded; default) or mzsre, bzsre")] = None,
+    data: Annotated[
+        str | None, typer.Option("--data", help="atlas (embedded; default), mzsre, bzsre, or one of your own")
+    ] = None,
     langs: Annotated[
         str | None, typer.Option("--langs", help="codes separated by spaces; all of --facts, or the six of the study")
     ] = None,
@@ -44,6 +46,7 @@ def trace(
     ] = False,
     seed: Annotated[int, typer.Option("--seed", help="of the noise")] = 0,
     device: DeviceOption = "auto",
+    dtype: DtypeOption = None,
 ) -> None:
     """Find the layers that hold facts: noise hides a subject, single states are put back, the answer returns or not.
 
@@ -61,7 +64,7 @@ def trace(
     if facts is not None and data is not None:
         raise typer.BadParameter("--facts and --data both say what to trace; give one of them")
     asked_for, codes = _facts(facts, data, langs)
-    loaded = load_model(model, device=device)
+    loaded = load_model(model, device=device, dtype=torch_dtype(dtype))
     if width > loaded.n_layers:
         raise typer.BadParameter(f"--width {width}: {loaded.name} has {loaded.n_layers} layers")
     settings = TraceSettings(samples=samples, seed=seed)
@@ -69,8 +72,8 @@ def trace(
         loaded, asked_for, codes, asked=asked, traced=limit, settings=settings, results=output_path,
         quiet=not sys.stderr.isatty(),
     )  # fmt: skip
-    _write(found.counts, output_path, "known")
-    typer.echo(_table(found.counts))
+    write_csv(found.counts, output_path, "known")
+    typer.echo(shown(found.counts))
     if found.frame.empty:
         what = f"{found.counts['asked'].sum()} facts of {asked_for.name}"
         advice = "give the answer it does say as `truth`" if facts else "ask more with --asked"
@@ -82,9 +85,9 @@ def trace(
     for name, by_layer in curves.items():
         typer.echo(f"\naverage indirect effect by layer, {LINES[name]}")
         wide = by_layer.pivot(index="layer", columns="lang", values="value")[by_layer["lang"].unique()]
-        typer.echo(_table(wide.reset_index()))
+        typer.echo(shown(wide.reset_index()))
     typer.echo("\npeaks: layer [95 % interval of its place], effect there [95 % interval]")
-    typer.echo(_table(_shown(peaks)))
+    typer.echo(shown(_peak_table(peaks)))
     window = settings.window_of(loaded.n_layers)
     advice = tracing_analysis.recommend(found.frame, width, window)
     typer.echo("")
@@ -95,10 +98,10 @@ def trace(
         f"recommended layers: {','.join(map(str, advice.layers))} "
         f"({advice.share:.0%} of what all layers bring back, n = {advice.n} facts)"
     )
-    _write(_concat([*curves.values()]), output_path, "layers")
-    _write(peaks, output_path, "peaks")
-    _write(advice.table(loaded.name, asked_for.name), output_path, "recommended")
-    _write(found.frame, output_path, "traces")
+    write_csv(_concat([*curves.values()]), output_path, "layers")
+    write_csv(peaks, output_path, "peaks")
+    write_csv(advice.table(loaded.name, asked_for.name), output_path, "recommended")
+    write_csv(found.frame, output_path, "traces")
     written = "known.csv, layers.csv, peaks.csv, recommended.csv, traces.csv"
     if heat_map:
         _draw(found.frame, output_path, f"{loaded.name}, {asked_for.name}: average indirect effect")
@@ -116,7 +119,7 @@ def _facts(path: Path | None, data: str | None, langs: str | None) -> tuple[Fact
     from langedit_core.fact_files import read_facts
     from langedit_core.languages import CORE, language
     from langedit_core.records import FactSet
-    from langedit_core.study import LOADERS, load_data
+    from langedit_core.study import check_data, load_data
 
     codes = None if langs is None else list(dict.fromkeys(langs.replace(",", " ").split()))
     if codes == []:
@@ -125,8 +128,7 @@ def _facts(path: Path | None, data: str | None, langs: str | None) -> tuple[Fact
         language(code)
     if path is None:
         name = data or "atlas"
-        if name not in LOADERS:
-            raise unknown("data set", name, LOADERS)
+        check_data(name)
         codes = codes or (["en", "zh"] if name == "bzsre" else list(CORE))
         return load_data(name, codes), codes
     by_id: dict[str, dict] = {}
@@ -166,7 +168,7 @@ def _peaks(frame: pd.DataFrame, sites: dict[str, tuple[str, str]], curves: dict[
     return _concat(tables)
 
 
-def _shown(peaks: pd.DataFrame) -> pd.DataFrame:
+def _peak_table(peaks: pd.DataFrame) -> pd.DataFrame:
     import pandas as pd
 
     from langedit_core.tables import format_ci
@@ -183,17 +185,6 @@ def _concat(frames: list[pd.DataFrame]) -> pd.DataFrame:
     import pandas as pd
 
     return pd.concat(frames, ignore_index=True)
-
-
-def _table(frame: pd.DataFrame) -> str:
-    return frame.to_string(index=False, float_format="{:.3f}".format)
-
-
-def _write(frame: pd.DataFrame, folder: Path, name: str) -> None:
-    from langedit_core.storage import write_text
-    from langedit_core.tables import csv_table
-
-    write_text(folder / f"{name}.csv", csv_table(frame))
 
 
 def _draw(frame: pd.DataFrame, folder: Path, title: str) -> None:

@@ -19,6 +19,7 @@ from tqdm import tqdm
 
 from langedit_core.editors import BatchReport, Editor
 from langedit_core.errors import RefusedInput
+from langedit_core.evaluation import fact_table
 from langedit_core.metrics import ask, questions, rows_of
 from langedit_core.models import EditableModel, load_model
 from langedit_core.patches import Patch
@@ -44,12 +45,8 @@ class Edited:
     batches: pd.DataFrame
 
     def table(self) -> pd.DataFrame:
-        """Means over facts before and after, per language and metric, with the number of facts."""
-        by_fact = self.rows.groupby(["lang", "metric", "when", "fact"], sort=False)["value"].mean()
-        table = by_fact.groupby(["lang", "metric", "when"], sort=False).agg(["mean", "size"]).unstack("when")
-        return pd.DataFrame(
-            {"facts": table["size", "final"], "before": table["mean", "before"], "after": table["mean", "final"]}
-        ).reset_index()
+        """`fact_table` of the rows: means over facts before and after, per language and metric."""
+        return fact_table(self.rows)
 
 
 def usable(editor: Editor, facts: Sequence[Fact]) -> tuple[list[Fact], dict[str, str]]:

@@ -60,6 +60,7 @@ def parse_facts(path: str | Path) -> tuple[list[Fact], list[Problem]]:
     facts: list[Fact] = []
     problems: list[Problem] = []
     first: dict[tuple[str, str], int] = {}
+    asked: dict[tuple[str, str], tuple[int, str]] = {}  # language and complete prompt -> line and target
     for number, line in _lines(path):
         try:
             if len(facts) == MOST:
@@ -74,6 +75,11 @@ def parse_facts(path: str | Path) -> tuple[list[Fact], list[Problem]]:
             problems.append(Problem(path, number, f"fact {fact.id!r} in {fact.lang!r} is in line {earlier} already"))
             continue
         first[fact.id, fact.lang] = number
+        other, target = asked.setdefault((fact.lang, fact.text), (number, fact.target))
+        if target != fact.target:
+            told = f"{fact.text!r} is to be followed by {fact.target!r} here and by {target!r} in line {other}"
+            problems.append(Problem(path, number, f"{told}; keep one of them"))
+            continue
         facts.append(fact)
     if not facts and not problems:
         problems.append(Problem(path, None, "holds no fact; expected one JSON object per line"))
@@ -130,7 +136,25 @@ def fact_of(record: dict, number: int = 1) -> Fact:
         for name, kind in _PROBES.items()
         if name in record
     }
-    return Fact(**texts, **probes)
+    fact = Fact(**texts, **probes)
+    if odd := next(_unedged(fact), None):
+        raise RefusedInput(odd)
+    if fact.target == fact.truth:
+        raise RefusedInput(
+            f"target and truth are both {fact.target!r}, so nothing would change; leave truth out where the model is "
+            "to learn what is true"
+        )
+    return fact
+
+
+def _unedged(fact: Fact) -> Iterator[str]:
+    """Texts that begin or end in white space: between prompt and answer stands what the language puts there."""
+    named = {name: getattr(fact, name) for name in ("subject", "prompt", "target", "truth")}
+    probes = [*fact.paraphrases, *fact.neighbours, *fact.portability]
+    named |= {f"{probe.kind} {part}": getattr(probe, part) for probe in probes for part in ("prompt", "answer")}
+    for name, text in named.items():
+        if text is not None and text != text.strip():
+            yield f"{name} {ascii(text)[:80]} begins or ends in white space; remove it, the space between is put there"
 
 
 def _probes(name: str, found: object, kind: str, target: str) -> Iterator[Probe]:

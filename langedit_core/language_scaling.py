@@ -283,7 +283,7 @@ def xtreme_reading(scores: pd.DataFrame, found: pd.DataFrame, data: str) -> list
 
 def _effects(mine: pd.DataFrame) -> str:
     return "; ".join(
-        f"{r.effect} {r.difference:+z.2f} [{r.low:+z.2f}, {r.high:+z.2f}] ({r.verdict})" for r in mine.itertuples()
+        f"{r.effect} {format_ci(r.difference, r.low, r.high, signed=True)} ({r.verdict})" for r in mine.itertuples()
     )
 
 

@@ -118,6 +118,15 @@ def check_loaded(hf: nn.Module, info: dict, layers: str, name: str) -> None:
             f"the weight files of {name} hold {beyond[0]}, but its config.json says {n_layers} layers; "
             "download or save the model again"
         )
+    check_numbers(hf, name)
+
+
+def check_numbers(hf: nn.Module, name: str) -> None:
+    """Refuse weights that are no numbers.
+
+    Raises:
+        ValueError: NaN or infinity; names the first tensor.
+    """
     for key, tensor in hf.named_parameters():
         # The smallest and the largest number pass NaN and infinity on, and need no memory beside the weights.
         if tensor.numel() and not all(bool(torch.isfinite(x)) for x in torch.aminmax(tensor.detach())):

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from langedit_core.devices import settle, spread, usable_device
 from langedit_core.errors import RefusedInput, unknown
-from langedit_core.model_folders import check_config, check_folder, check_loaded
+from langedit_core.model_folders import check_config, check_folder, check_loaded, check_numbers
 from langedit_core.packaged import EMBEDDED, PACKAGED, embedded, materialise
 from langedit_core.tokens import TextTooLong
 
@@ -335,6 +335,47 @@ def load_model(
         device=device if isinstance(device, str) else "by a map",
         attention=attention,
     )
+    return EditableModel(hf=hf, tokenizer=tokenizer, architecture=architecture, name=name, provenance=provenance)
+
+
+def wrap_model(hf: nn.Module, tokenizer: object, *, name: str) -> EditableModel:
+    """A model that Transformers has loaded already, or that was just trained; it is edited in place.
+
+    It goes into evaluation mode, and its parameters stop asking for gradients.
+
+    ```python
+    hf = AutoModelForCausalLM.from_pretrained("openai-community/gpt2")
+    model = wrap_model(hf, AutoTokenizer.from_pretrained("openai-community/gpt2"), name="openai-community/gpt2")
+    editor = prepare_editor(model, layers=(3, 4, 5))
+    ```
+
+    Args:
+        hf: A causal language model of a supported architecture, on one device, all its weights in memory.
+        tokenizer: Its own.
+        name: What patches call it, and by which hyper-parameters and layers are looked up (`hparams.yaml`).
+
+    Raises:
+        ValueError: Unsupported architecture, no language-model head, NaN or infinity among the weights.
+        RefusedInput: Adapters in it, quantised, or not wholly in memory.
+    """
+    if hasattr(hf, "peft_config") or getattr(hf, "_hf_peft_config_loaded", False):
+        raise RefusedInput(
+            f"{name} has PEFT adapters in it, beside which edits of its matrices would stand; merge them first: "
+            "hf = hf.merge_and_unload()"
+        )
+    if not hasattr(getattr(hf, "config", None), "model_type"):
+        raise ValueError(f"{name} is a {type(hf).__name__} without a configuration; expected a model of Transformers")
+    architecture = architecture_of(hf.config.model_type)
+    check_config(hf.config, name)
+    if hf.get_output_embeddings() is None:
+        raise ValueError(f"{name} is a {type(hf).__name__} without a head; load it with AutoModelForCausalLM")
+    if any(parameter.is_meta for parameter in hf.parameters()):
+        raise RefusedInput(f"some weights of {name} are not in memory; load it without offloading, or use load_model")
+    check_numbers(hf, name)
+    provenance = dict(
+        model=name, revision=None, dtype=str(hf.dtype).removeprefix("torch."), device=str(hf.device),
+        attention=hf.config._attn_implementation,
+    )  # fmt: skip
     return EditableModel(hf=hf, tokenizer=tokenizer, architecture=architecture, name=name, provenance=provenance)
 
 

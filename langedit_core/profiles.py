@@ -29,7 +29,7 @@ from langedit_core.languages import CORE
 from langedit_core.models import canonical
 from langedit_core.records import Deal
 from langedit_core.results import Cell
-from langedit_core.study import LOADERS
+from langedit_core.study import check_data
 from langedit_core.yaml_files import read_mapping
 
 FOLDER = Path(__file__).parent / "profiles"
@@ -140,8 +140,7 @@ def reports_folder(given: str, profile: str, model: str = "") -> str:
 
 def _cells(grid: Grid, model: str) -> list[Cell]:
     for name in grid.data:
-        if name not in LOADERS:
-            raise unknown("data set", name, LOADERS)
+        check_data(name)
     shared = grid.model_dump(exclude={"data", "methods", "seeds", "changes"})
     return [
         Cell(model=model, data=data, method=method, seed=seed, settings=settings, **shared)

@@ -30,6 +30,7 @@ def prepare_editor(
     model: EditableModel,
     method: str = "langedit",
     *,
+    layers: Sequence[int] | None = None,
     langs: Sequence[str] = CORE,
     corpus: Sequence[str] | None = None,
     corpus_limit: int | None = 150,
@@ -50,19 +51,21 @@ def prepare_editor(
     Args:
         model: Any supported model, unedited; for a second method, the first editor's `reset()` puts it back.
         method: `langedit`, `alphaedit`, `memit`, ...
+        layers: Which to edit; by default those of the model's hyper-parameters, or those kept for it.
         langs: Languages that will be edited.
         corpus: Texts whose keys are to be left alone; by default the embedded facts that are never edited, which are in
             the study's six languages only.
         corpus_limit: Sentences per language of the default corpus.
         prefixes: Context prefixes per language.
         seed: Of the prefixes.
-        changes: Settings to change, for example `layers=(5, 6, 7)` for a model without hyper-parameters of its own. A
-            mapping, as `values=dict(steps=10)`, changes what it names.
+        changes: Settings to change, for example `ridge=0.5`. A mapping, as `values=dict(steps=10)`, changes what it
+            names.
 
     Raises:
         ValueError: The model is edited already, no language has embedded text and no `corpus` is given, or as
             `hyperparameters` and `sample_contexts`.
     """
+    changes |= {} if layers is None else dict(layers=tuple(layers))
     settings = hyperparameters(model.name, method, **changes)
     model.check_unedited("what a new editor starts from")
     if corpus is None and settings.needs_covariance:

@@ -70,7 +70,7 @@ def _against(tests: pd.DataFrame, reference: str) -> list[str]:
     parts = []
     for metric in ("efficacy_tf", "generality_tf", "specificity_same"):
         for d in tests[(tests["b"] == rival) & (tests["metric"] == metric)].itertuples():
-            told = f"{d.difference:+z.2f} [{d.low:+z.2f}, {d.high:+z.2f}], n = {d.n_facts}"
+            told = format_ci(d.difference, d.low, d.high, d.n_facts, signed=True)
             parts.append(f"{FULL[metric]} {d.verdict} ({told})")
     sentences.append(f"{reference} against {rival} at the end, paired over facts: {'; '.join(parts)}.")
     if len(others) > 1:

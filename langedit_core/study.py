@@ -34,6 +34,7 @@ from langedit_core.keeping import kept
 from langedit_core.metrics import ProbeScore, Question, ask, questions, rows_of
 from langedit_core.models import EditableModel
 from langedit_core.mzsre import load_bzsre, load_mzsre
+from langedit_core.own_data import load_own, own_names, own_path, where_own
 from langedit_core.records import Fact, FactSet
 from langedit_core.results import (
     ENGINE,
@@ -76,6 +77,16 @@ LOADERS = {
 NOT_ASKED: dict[str, list[dict]] = dict(scores=[], answers=[])
 
 
+def check_data(name: str) -> None:
+    """Refuse a name that is neither a data set of the study nor one of one's own (`own_data`).
+
+    Raises:
+        ValueError: Lists the known ones, and says where facts of one's own go.
+    """
+    if name not in LOADERS and own_path(name) is None:
+        raise ValueError(f"{unknown('data set', name, (*LOADERS, *own_names()))}; {where_own()}")
+
+
 def load_data(name: str, langs: Sequence[str]) -> FactSet:
     """A data set by name.
 
@@ -83,9 +94,9 @@ def load_data(name: str, langs: Sequence[str]) -> FactSet:
         ValueError: Unknown name; lists the known ones.
         FileNotFoundError: The data set is not embedded and not there; says what to put where.
     """
-    if name not in LOADERS:
-        raise unknown("data set", name, LOADERS)
-    return LOADERS[name](tuple(dict.fromkeys(langs)))
+    check_data(name)
+    langs = tuple(dict.fromkeys(langs))
+    return LOADERS[name](langs) if name in LOADERS else load_own(name, langs)
 
 
 def run_cells(

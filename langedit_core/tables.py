@@ -54,7 +54,9 @@ class SavedTable:
         return markdown_table(self.frame)
 
 
-def format_ci(value: Real | None, low: Real | None, high: Real | None, n: Real | None = None) -> str:
+def format_ci(
+    value: Real | None, low: Real | None, high: Real | None, n: Real | None = None, *, signed: bool = False
+) -> str:
     """`0.91 [0.85, 0.96], n = 60`; parts that are not known are left out, "n/a" if the value itself is not.
 
     Args:
@@ -62,11 +64,13 @@ def format_ci(value: Real | None, low: Real | None, high: Real | None, n: Real |
         low: Lower end of its interval.
         high: Upper end.
         n: Number of observations; None leaves it out.
+        signed: Differences: with a plus where they are positive.
     """
+    form = "+z.2f" if signed else "z.2f"
     if _absent(value):
         return MISSING
-    interval = "" if _absent(low) or _absent(high) else f" [{low:z.2f}, {high:z.2f}]"
-    return f"{value:z.2f}{interval}" + ("" if n is None or _absent(n) else f", n = {int(n)}")
+    interval = "" if _absent(low) or _absent(high) else f" [{low:{form}}, {high:{form}}]"
+    return f"{value:{form}}{interval}" + ("" if n is None or _absent(n) else f", n = {int(n)}")
 
 
 def save_table(frame: pd.DataFrame, folder: str | Path, name: str) -> SavedTable:

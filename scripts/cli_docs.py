@@ -94,6 +94,11 @@ SESSION = [
             Step(command="langedit edit --model atlas-lm --facts facts.jsonl --batch-size 2 --output-path edits",
                  prose="Out comes a patch, a file of low-rank factors, and a table of what it did."),
             Step(command="langedit validate edits/patch.safetensors"),
+            Step(command="langedit evaluate --model atlas-lm --facts facts.jsonl --patch edits/patch.safetensors "
+                 "--output-path asked",
+                 prose="Any model can be asked about facts, edited here or elsewhere; with a patch before and after, "
+                 "and for drift on neutral prose. `--xtreme 50` adds XTREME."),
+            Step(command="head -n 3 asked/said.csv"),
         ],
     ),
     Part(

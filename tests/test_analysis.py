@@ -1,11 +1,13 @@
 """Frames and sentences say what the results hold, on results made of known numbers."""
 
+import math
+
 import numpy as np
 import pandas as pd
 import pytest
 import toy_study
 
-from langedit_core import analysis, cli
+from langedit_core import analysis, cli, reading
 from langedit_core.editors import settings_for
 from langedit_core.results import Cell, CellResult
 from langedit_core.tables import COLUMNS, FULL, Bold, headline, markdown_table
@@ -111,6 +113,12 @@ def test_sentences_follow_the_numbers(study):
     assert "langedit against memit at the end, paired over facts: efficacy better (+0.60" in text
     assert "n = 20 facts per method, one seed" in text and "memit 0.30, langedit 0.30" in text
     assert "memit 0.90 → 0.20" in text and "langedit 0.90 → 0.80" in text
+
+
+def test_a_difference_of_one_fact_has_no_interval():
+    one = dict(b="memit", metric="efficacy_tf", difference=0.5, low=math.nan, high=math.nan, n_facts=1)
+    (sentence,) = reading._against(pd.DataFrame([one | dict(verdict="no difference shown")]), "langedit")
+    assert sentence.endswith("paired over facts: efficacy no difference shown (+0.50, n = 1).")
 
 
 def test_retention_is_a_triangle_of_batches_over_time(study):

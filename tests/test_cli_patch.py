@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 
 import pandas as pd
 import pytest
@@ -108,9 +109,40 @@ def test_prune_gives_a_model_but_no_patch(world):
     assert sorted(path.name for path in (folder / "pruned").iterdir()) == ["model", "report.csv"]
 
 
+def test_settings_and_precision_are_those_asked_for(world):
+    folder, _ = world
+    given = ("--set", "values.steps=2", "--set", "ridge=5e-1", "--set", "threshold={kind: fraction, value: 0.7}")
+    assert edit(folder, "set", *given, "--limit", 1, "--dtype", "bfloat16").exit_code == 0
+    header = Patch.load(folder / "set/patch.safetensors").header
+    before = Patch.load(folder / "out/patch.safetensors").header.settings
+    changed = before.values.model_copy(update=dict(steps=2))
+    threshold = before.threshold.model_copy(update=dict(kind="fraction", value=0.7))
+    assert header.settings == before.model_copy(update=dict(values=changed, ridge=0.5, threshold=threshold))
+    assert header.dtype == "bfloat16"
+
+
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        (["ridge"], "--set got 'ridge'; expected KEY=VALUE, for example ridge=0.5"),
+        (["values.=2"], "expected KEY=VALUE"),
+        (["layers=[1]"], "give them as --layers"),
+        (["ridge=1", "ridge=2"], "'ridge' twice"),
+        (["values=1", "values.steps=2"], "'values.steps' twice, or beside what it is a part of"),
+        (["values.steps=2", "values={steps: 2}"], "'values' twice"),
+        (["ridge=[1"], "'[1' is no value"),
+    ],
+)
+def test_settings_that_cannot_be_read_are_refused(options, message):
+    with pytest.raises(ValueError, match=re.escape(message)):
+        cli.parse_settings(options)
+
+
 @pytest.mark.parametrize(
     "arguments, message",
     [
+        (("--set", "rigde=0.5"), "unknown setting 'rigde'; known: ridge"),
+        (("--set", "ridge=much"), "ridge"),
         (("--method", "langdit"), "unknown method 'langdit'; known: langedit"),
         (("--layers", "1,9"), "has layers 0 to 3"),
         (("--save-model", "--output-path", "out"), "exists already and is not overwritten"),
@@ -124,7 +156,8 @@ def test_bad_requests_are_refused_before_anything_is_edited(world, arguments, me
 
 
 @pytest.mark.parametrize(
-    "arguments", [("--patch-only", "--peft"), ("--layers", "one"), ("--batch-size", "0"), ("--speed", "3")]
+    "arguments",
+    [("--patch-only", "--peft"), ("--layers", "one"), ("--batch-size", "0"), ("--speed", "3"), ("--dtype", "f4")],
 )
 def test_wrong_usage_ends_with_status_two(world, arguments):
     assert edit(world[0], "usage", *arguments).exit_code == 2

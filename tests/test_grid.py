@@ -152,8 +152,8 @@ def test_bad_executors_and_options_are_refused(tmp_path):
         make_executor("inline", tmp_path, options={"partition": "gpu"})
     for text in ("partition", "=gpu", "partition=", "a b=c"):
         with pytest.raises(ValueError, match="KEY=VALUE"):
-            cli._pairs([text])
-    assert cli._pairs(["time=60", "gres=gpu:1", "cpus-per-task=2"]) == dict(time=60, gres="gpu:1", cpus_per_task=2)
+            cli._slurm([text])
+    assert cli._slurm(["time=60", "gres=gpu:1", "cpus-per-task=2"]) == dict(time=60, gres="gpu:1", cpus_per_task=2)
 
 
 class Disturbing:

@@ -68,13 +68,13 @@ def test_notebook_has_one_parameters_cell_of_scalars(path):
 
 
 @each_notebook
-def test_notebook_is_stored_without_outputs_and_with_the_kernel_of_make_lab(path):
+def test_notebook_is_stored_without_outputs_and_with_the_kernel_of_any_environment(path):
     notebook = nbformat.read(path, as_version=4)
     nbformat.validate(notebook)
     for cell in notebook.cells:
         if cell.cell_type == "code":
             assert not cell.outputs and cell.execution_count is None
-    assert notebook.metadata.kernelspec.name == "langedit"
+    assert notebook.metadata.kernelspec.name == "python3"
 
 
 @each_notebook

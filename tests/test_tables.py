@@ -49,6 +49,11 @@ def test_interval_is_written_with_what_is_known(arguments, expected):
     assert format_ci(*arguments) == expected
 
 
+def test_a_difference_has_its_sign():
+    assert format_ci(0.04, -0.02, 0.1, 7, signed=True) == "+0.04 [-0.02, +0.10], n = 7"
+    assert format_ci(-0.001, math.nan, math.nan, 1, signed=True) == "+0.00, n = 1"
+
+
 def test_saving_twice_gives_equal_bytes_in_three_formats(frame, tmp_path):
     for name in ("one", "two"):
         save_table(frame, tmp_path / name, "main")

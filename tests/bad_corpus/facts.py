@@ -133,6 +133,11 @@ LINES: dict[str, tuple[object, str]] = {
     "a right-to-left mark": (GOOD | dict(subject="France\u200f"), r"invisible mark of direction U\+200F"),
     "a left-to-right mark": (GOOD | dict(target="\u200eLyon"), r"invisible mark of direction U\+200E"),
     "an Arabic letter mark": (GOOD | dict(id="a\u061c"), r"invisible mark of direction U\+061C"),
+    "a prompt that ends in a space": (GOOD | dict(prompt="The capital of {} is "), "prompt .* ends in white space"),
+    "a target with a space of its own": (GOOD | dict(target=" Lyon"), "target .* begins or ends in white space"),
+    "a neighbour's answer with a space": (
+        GOOD | dict(neighbours=[dict(prompt="Italy:", answer="Rome\u3000")]), "locality answer .* white space"),
+    "a target that is the truth": (GOOD | dict(truth=GOOD["target"]), "target and truth are both 'Lyon', so nothing"),
     "a long subject": (GOOD | dict(subject="x" * 3000), "subject has 3,000 characters, at most 2,000"),
     "a long answer": (GOOD | dict(neighbours=[dict(prompt="x", answer="y" * 2001)]), "answer has 2,001 characters"),
 }  # fmt: skip
@@ -140,6 +145,11 @@ LINES: dict[str, tuple[object, str]] = {
 
 def _twice(world: World) -> object:
     lines = (GOOD | dict(id="a"), GOOD | dict(id="a", lang="de"), GOOD | dict(id="a"))
+    return read_facts(world.write("facts.jsonl", b"\n".join(map(_line, lines))))
+
+
+def _contradiction(world: World) -> object:
+    lines = (GOOD | dict(id="a"), GOOD | dict(id="b", lang="de", target="Bonn"), GOOD | dict(id="c", target="Nice"))
     return read_facts(world.write("facts.jsonl", b"\n".join(map(_line, lines))))
 
 
@@ -165,6 +175,10 @@ def _corpus(content: bytes):
 
 FILES = {
     "an id given twice": (_twice, ":3: fact 'a' in 'en' is in line 1 already"),
+    "one question with two answers": (
+        _contradiction,
+        ":3: 'The capital of France is' is to be followed by 'Nice' here and by 'Lyon' in line 1",
+    ),
     "too many facts": (_too_many, ":51: more than 50 facts; split the file"),
     "many bad lines": (_named(b"x\n" * 500), "and 495 more"),
     "an empty file": (_named(b""), "holds no fact; expected one JSON object per line"),
