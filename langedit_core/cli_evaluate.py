@@ -40,6 +40,7 @@ def evaluate(
     model too, `specificity_same` compares the two, and drift on neutral prose is measured. said.csv has
     every question with what the model says.
     """
+    import pandas as pd
     from tqdm import tqdm
 
     from langedit_core.editing import load_unedited
@@ -81,10 +82,13 @@ def evaluate(
         write(table, "facts")
         write(found.said, "said")
     if applied:
-        typer.echo("\ndrift on neutral prose, before and after: KL per token to the unedited model, perplexity")
+        typer.echo(
+            "\ndrift on neutral prose: KL from the unedited model in nats per token, perplexity before and after"
+        )
         wide = found.drift.pivot(index="lang", columns=["metric", "when"], values="value").loc[list(CORE)]
-        wide.columns = [f"{metric} {when}" for metric, when in wide.columns]
-        typer.echo(shown(wide.drop(columns="drift_kl before").reset_index()))
+        told = {"drift_kl": ("drift_kl", "final")}
+        told |= {f"drift_ppl {name}": ("drift_ppl", when) for name, when in (("before", "before"), ("after", "final"))}
+        typer.echo(shown(pd.DataFrame({name: wide[column] for name, column in told.items()}).reset_index()))
         write(found.drift, "drift")
     for when, report in found.xtreme.items():
         typer.echo(f"\nXTREME{f', {MOMENTS[when]}' if applied else ''}, {xtreme} records per task and language at most")

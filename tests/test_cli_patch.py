@@ -12,7 +12,7 @@ from conftest import SENTENCES, build_model
 from toy_patch import BATCHES, recorded
 from typer.testing import CliRunner
 
-from langedit_core import cli, cli_patch
+from langedit_core import cli, cli_patch, notebooks
 from langedit_core.models import load_model
 from langedit_core.packaged import EMBEDDED, PACKAGED
 from langedit_core.patches import Patch
@@ -253,8 +253,32 @@ def test_exit_statuses_can_be_trusted_by_scripts(monkeypatch, capsys, arguments,
     assert "Traceback" not in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("command", ["edit", "validate", "patch info", "patch apply", "patch remove", "patch merge",
-                                     "patch export"])  # fmt: skip
+def test_a_setting_out_of_range_is_told_on_one_line(world, monkeypatch, capsys):
+    folder, _ = world
+    arguments = ["edit", "--model", folder / "base", "--facts", folder / "facts.jsonl", "--output-path", folder / "no",
+                 "--layers", "1,2", "--device", "cpu", "--set", "values.steps=0"]  # fmt: skip
+    monkeypatch.setattr("sys.argv", ["langedit", *map(str, arguments)])
+    with pytest.raises(SystemExit) as stopped:
+        cli.entry()
+    last = capsys.readouterr().err.strip().splitlines()[-1]
+    assert stopped.value.code == 1
+    assert last == "error: values.steps: Input should be greater than or equal to 1"
+
+
+def test_notebooks_find_a_profile_given_by_a_relative_path(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mine.yaml").write_text("name: mine\ndescription: d\nmodel: atlas-lm\nnotebooks: {00_quickstart: {}}\n")
+    given = {}
+    monkeypatch.setattr(notebooks, "run_profile_notebooks", lambda stems, **_: given.update(stems) or [])
+    assert run("run", "--profile", "mine.yaml", "--output-path", "here").exit_code == 0
+    folder, told = cli.REPOSITORY / "notebooks", given["00_quickstart"]
+    assert (folder / told["PROFILE"]).resolve() == tmp_path / "mine.yaml"
+    assert (folder / told["REPORTS"]).resolve() == tmp_path / "here/reports/mine"
+    assert (folder / told["RESULTS"]).resolve() == tmp_path / "here/results"
+
+
+@pytest.mark.parametrize("command", ["edit", "evaluate", "validate", "patch info", "patch apply", "patch remove",
+                                     "patch merge", "patch export"])  # fmt: skip
 def test_help_has_an_example_of_each_command(command):
     shown = run(*command.split(), "--help")
     assert shown.exit_code == 0 and f"Example: langedit {command} " in " ".join(shown.output.split())

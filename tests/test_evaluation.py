@@ -149,7 +149,7 @@ def test_the_command_shows_and_writes_what_was_measured(world, patch, xtreme):
     patched = pd.read_csv(out / "facts.csv").set_index(["lang", "metric"])
     assert {"before", "after", "low", "high"} <= set(patched.columns) and ("en", "specificity_same") in patched.index
     assert set(pd.read_csv(out / "xtreme.csv")["when"]) == {"before", "final"} and "XTREME, unedited" in done.output
-    assert "drift_kl final" in done.output and len(pd.read_csv(out / "said.csv")) % 2 == 0
+    assert "drift_ppl after" in done.output and len(pd.read_csv(out / "said.csv")) % 2 == 0
 
     model = build_model("llama")
     patch.apply(model)
