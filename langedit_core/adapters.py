@@ -15,7 +15,7 @@ from pathlib import Path
 
 import safetensors.torch
 
-from langedit_core.models import EditableModel, architecture_of
+from langedit_core.models import EditableModel, architecture_of, check_model
 from langedit_core.patches import Patch
 from langedit_core.storage import write_json
 
@@ -70,6 +70,7 @@ def save_model(model: EditableModel, folder: str | Path) -> None:
     Raises:
         FileExistsError: There is something already.
     """
+    check_model(model)
     with new_folder(folder) as made:
         model.hf.save_pretrained(made)
         model.tokenizer.save_pretrained(made)
@@ -105,4 +106,4 @@ def refuse_existing(folder: Path) -> None:
         FileExistsError: There is something of that name already.
     """
     if folder.exists():
-        raise FileExistsError(f"{folder} exists already and is not overwritten; give another --output-path or move it")
+        raise FileExistsError(f"{folder} exists already and is not overwritten; give another path or move it")

@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from langedit_core.drift import METRICS as DRIFT
 from langedit_core.interference import (
     by_language,
     changes,
@@ -85,6 +86,13 @@ def open_study(
             f"compute some with `langedit run --profile {profile.name} --hours 1`"
         )
     return Study([load_result(cell, root, records) for cell in cells if cell not in missing], missing)
+
+
+def _dealt(cell: Cell) -> str:
+    """Whether its languages have the same facts."""
+    if len(set(cell.langs)) == 1:
+        return "one language"
+    return "the same" if cell.parallel else "different"
 
 
 class Study:
@@ -165,7 +173,9 @@ class Study:
         return paired_difference(values.loc[a], values.loc[b])
 
     def tests(self, data: str, reference: str, when: str = "final") -> pd.DataFrame:
-        """`reference` against every other method: the table of `compare_methods`, one family, metrics in their order.
+        """`reference` against every other method: the table of `compare_methods`, metrics in their order.
+
+        What facts say is one family of comparisons, what paragraphs of neutral text say is another.
 
         A method that was run with other seeds only shares no fact with the reference, and is left out.
 
@@ -181,7 +191,10 @@ class Study:
         rows = self._stack("rows", data)
         if seeds:
             rows = rows[rows["method"].isin(others)]
-        found = compare_methods(rows[(rows["when"] == when) & rows["metric"].isin(METRICS)], reference)
+        rows = rows[(rows["when"] == when) & rows["metric"].isin(METRICS)]
+        # Six paragraphs cannot show a difference, and must not hide what many facts show: a family of their own.
+        rows = rows.assign(family=rows["metric"].isin(DRIFT))
+        found = compare_methods(rows, reference, by=["data", "family"], family=["family"]).drop(columns="family")
         order = {name: i for i, name in enumerate([*METRICS, *self.methods])}
         return found.sort_values(["metric", "b"], key=lambda names: names.map(order), ignore_index=True)
 
@@ -251,7 +264,7 @@ class Study:
     def design(self) -> pd.DataFrame:
         """What was run: per data set languages, batches, edits of a run, methods, seeds, runs that are not finished.
 
-        Seeds are those that every method has, and behind them the methods that have more.
+        Seeds are as many as every method has at least, and behind them the methods that have more.
         """
         rows = []
         for data in self.datasets:
@@ -270,7 +283,7 @@ class Study:
                 }
                 | {
                     "edits per run": cell.batches * cell.batch,
-                    "facts per language": "the same" if cell.parallel else "different",
+                    "facts per language": _dealt(cell),
                 }
                 | {"methods": len(methods), "seeds": f"{fewest} ({', '.join(more)})" if more else str(fewest)}
                 | {"runs": sum(r.cell.data == data for r in self.results), "not finished": missing}
@@ -413,8 +426,13 @@ class Study:
         return told.map(lambda e: format_ci(e.value, e.low, e.high) if isinstance(e, Estimate) else e)
 
     def drift(self, data: str) -> pd.DataFrame:
-        """Per method and batch, drift on neutral text right after it: mean over languages, paragraphs and seeds."""
+        """Per method and batch, drift on neutral text right after it: mean over languages, paragraphs and seeds.
+
+        Empty where none of the languages has neutral text.
+        """
         rows = self._sequence("drift", data)
+        if rows.empty:
+            return rows
         cell = next(r.cell for r in self.results if r.cell.data == data)
         table = rows.pivot_table(index=["method", "step"], columns="metric", values="value", aggfunc="mean", sort=False)
         table = table.reset_index().rename_axis(columns=None)

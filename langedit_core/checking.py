@@ -12,10 +12,10 @@ from pathlib import Path
 import yaml
 from pydantic import ValidationError
 
-from langedit_core.errors import unknown
+from langedit_core.errors import RefusedInput, told, unknown
 from langedit_core.fact_files import Problem, parse_facts
 from langedit_core.patches import Patch
-from langedit_core.profiles import Profile, told
+from langedit_core.profiles import Profile, check_own_name
 from langedit_core.yaml_files import BadYaml, read_mapping
 
 
@@ -74,6 +74,7 @@ def _profile(path: Path, notebooks: Path | None) -> Checked:
         found = [Problem(path, _line(tree, one["loc"]), _told(one)) for one in error.errors()]
         return Checked(path, "profile with errors", sorted(found, key=lambda problem: problem.line or 0))
     problems = [
+        *_taken(path, tree, profile),
         *_bad_grids(path, tree, profile),
         *(_bad_notebooks(path, tree, profile, notebooks) if notebooks else []),
     ]
@@ -81,6 +82,14 @@ def _profile(path: Path, notebooks: Path | None) -> Checked:
         0 if problems else sum(len(profile.cells(group, name)) for group in profile.grids for name in profile.models)
     )
     return Checked(path, f"profile {profile.name!r}, {cells} cells, {len(profile.notebooks)} notebooks", problems)
+
+
+def _taken(path: Path, tree: yaml.Node, profile: Profile) -> list[Problem]:
+    try:
+        check_own_name(profile, path)
+    except RefusedInput as error:
+        return [Problem(path, _line(tree, ("name",)), str(error).removeprefix(f"{path}: "))]
+    return []
 
 
 def _bad_grids(path: Path, tree: yaml.Node, profile: Profile) -> list[Problem]:
@@ -112,7 +121,8 @@ def _bad_notebooks(path: Path, tree: yaml.Node, profile: Profile, folder: Path) 
 
 def _told(error: dict) -> str:
     where = ".".join(map(str, error["loc"]))
-    return f"{where}: {error['msg']}" if where else str(error["msg"])
+    message = error["msg"].removeprefix("Value error, ")
+    return f"{where}: {message}" if where else message
 
 
 def _line(node: yaml.Node, loc: tuple[str | int, ...]) -> int:

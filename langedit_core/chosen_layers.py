@@ -18,12 +18,13 @@ ENOUGH = 10
 profile, is mostly chance, and would replace that of many in every later run of the model."""
 
 
-def parse_layers(text: str) -> tuple[int, ...] | None:
-    """Layers from "3,4,5"; None from an empty text: the model's own.
+def parse_layers(text: str | int) -> tuple[int, ...] | None:
+    """Layers from "3,4,5"; None from an empty text: the model's own. Papermill makes a number of a single one.
 
     Raises:
         ValueError: Anything else.
     """
+    text = str(text)
     if not text.strip():
         return None
     if not re.fullmatch(r"\d+([ ,]+\d+)*", text.strip()):

@@ -10,6 +10,7 @@ import logging
 import math
 import os
 import re
+import shutil
 import subprocess
 import sys
 import time
@@ -321,7 +322,10 @@ def edit(
     keep_base: Annotated[
         bool, typer.Option("--keep-base", help="put the unedited matrices into the patch, to remove edits without them")
     ] = False,
-    resume: Annotated[bool, typer.Option("--resume", help="go on with the patch in the output folder")] = False,
+    resume: Annotated[
+        bool,
+        typer.Option("--resume", help="go on with the patch in the output folder; model/ and adapter/ are made anew"),
+    ] = False,
 ) -> None:
     """Edit facts into a model: out come a patch, a PEFT adapter, or the edited model.
 
@@ -357,8 +361,13 @@ def edit(
         check_recordable(method, damping)
     if resume and not (patch_path and patch_path.is_file()):
         refuse(f"--resume: there is no {output_path / 'patch.safetensors'} to go on with")
-    for path, asked in ((patch_path, not resume), (output_path / "model", save_model), (output_path / "adapter", peft)):
-        if path is not None and asked:
+    if output_path.exists() and not output_path.is_dir():
+        raise typer.BadParameter(f"--output-path {output_path} is a file; expected a folder, which may be new")
+    # Going on replaces what the shorter patch was written into: it is all in the patch.
+    written = {output_path / "model": save_model, output_path / "adapter": peft}
+    for path in [patch_path, *(path for path, asked in written.items() if asked)]:
+        ours = resume and path is not None and (path == patch_path or any(path.glob("*config.json")))
+        if path is not None and not ours:
             refuse_existing(path)
     loaded = load_model(model, device=device, dtype=torch_dtype(dtype))
     # All languages of the study, whatever is edited: their keys are left alone, and facts in any of them may follow.
@@ -381,6 +390,15 @@ def edit(
     write_csv(table, output_path, "report")
     if edited.patch is not None:
         say(f"patch of {len(edited.patch)} batches, {len(edited.patch.facts)} facts: {patch_path}")
+    unmet, tried = edited.unmet
+    if unmet:
+        say(f"the search for values ended above its aim for {unmet} of {tried} facts: they may not be said")
+    for path, asked in written.items():
+        if resume and path.exists():
+            if asked:
+                shutil.rmtree(path)
+            else:
+                say(f"{path} is of the shorter patch; --resume with its option writes it anew")
     if peft:
         errors = to_peft(edited.patch, output_path / "adapter")
         say(f"PEFT adapter, relative error at most {max(errors.values()):.1e}: {output_path / 'adapter'}")
@@ -427,15 +445,20 @@ def parse_settings(options: Sequence[str]) -> dict[str, object]:
     """Changes of `EditSettings` from "ridge=0.5", "values.steps=20"; values are read as YAML, a dot goes into a part.
 
     Raises:
-        ValueError: Not of that form, a setting given twice, or one that has an option of its own.
+        ValueError: Not of that form, unknown, given twice, or with an option of its own.
     """
     import yaml
+
+    from langedit_core.editors import EditSettings
+    from langedit_core.errors import unknown
 
     found: dict[str, object] = {}
     for key, text in _pairs(options, "--set", r"[a-z_]+(\.[a-z_]+)*", "ridge=0.5"):
         if key == "layers":
             raise ValueError(f"--set got {key}; give them as --layers {text}")
         *parts, last = key.split(".")
+        if (first := key.split(".")[0]) not in EditSettings.model_fields:
+            raise unknown("setting", first, EditSettings.model_fields)
         place: object = found
         for part in parts:
             place = place.setdefault(part, {}) if isinstance(place, dict) else None
@@ -505,7 +528,7 @@ def entry() -> None:
             raise
         from pydantic import ValidationError
 
-        from langedit_core.profiles import told
+        from langedit_core.errors import told
 
         say(f"error: {told(error) if isinstance(error, ValidationError) else error}")
         raise SystemExit(1) from error

@@ -44,21 +44,32 @@ def evaluate(
     from tqdm import tqdm
 
     from langedit_core.editing import load_unedited
+    from langedit_core.errors import unknown
     from langedit_core.evaluation import evaluate as ask
     from langedit_core.fact_files import read_facts
-    from langedit_core.languages import CORE, language
+    from langedit_core.languages import CORE
     from langedit_core.models import load_model
     from langedit_core.patches import Patch
+    from langedit_core.xtreme import fingerprint
+    from langedit_core.xtreme_prompts import WORDINGS
 
+    if output_path is not None and output_path.exists() and not output_path.is_dir():
+        raise typer.BadParameter(f"--output-path {output_path} is a file; expected a folder, which may be new")
     if facts is None and patch is None and not xtreme:
         raise typer.BadParameter("nothing is asked; give --facts, --patch or --xtreme")
+    precision = torch_dtype(dtype)
     codes = tuple(CORE) if langs is None else tuple(dict.fromkeys(langs.replace(",", " ").split()))
+    if not codes:
+        raise typer.BadParameter("--langs is empty; expected codes such as en de")
     for code in codes:
-        language(code)
+        if code not in WORDINGS:
+            raise unknown("language of XTREME prompts", code, WORDINGS)
+    if xtreme:
+        fingerprint(codes, xtreme)  # says now what is missing, and not after everything else was asked
     asked = [] if facts is None else read_facts(facts)
     applied = None if patch is None else Patch.load(patch)
     if applied is None:
-        loaded = load_model(model, device=device, dtype=torch_dtype(dtype))
+        loaded = load_model(model, device=device, dtype=precision)
     elif dtype not in (None, applied.header.dtype):
         raise typer.BadParameter(f"--dtype {dtype}: {patch} was made in {applied.header.dtype}, and goes with it alone")
     else:

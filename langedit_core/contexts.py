@@ -29,7 +29,10 @@ class Contexts(BaseModel):
             ValueError: No prefixes were made for `lang`.
         """
         if lang not in self.prefixes:
-            raise ValueError(f"no context prefixes for language {lang!r}; made for {sorted(self.prefixes)}")
+            raise ValueError(
+                f"no context prefixes for language {lang!r}; made for {sorted(self.prefixes)}. Name all languages that "
+                "will be edited: prepare_editor(..., langs=[...])"
+            )
         templates = ["{}", *(prefix + "{}" for prefix in self.prefixes[lang])]
         return tuple(locate(model.tokenizer, t.replace("{}", prompt), subject, where) for t in templates)
 

@@ -17,9 +17,9 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from langedit_core.errors import RefusedInput, unknown
+from langedit_core.errors import RefusedInput, check_list, unknown
 from langedit_core.languages import CORE, language
-from langedit_core.models import EditableModel
+from langedit_core.models import EditableModel, check_model
 from langedit_core.storage import CorruptFile, load_tensors, save_tensors
 from langedit_core.tokens import Row, align, encode
 
@@ -156,6 +156,8 @@ class Drift:
             RefusedInput: A text is too short for any token to be scored.
             FloatingPointError: The model gives NaN or infinity.
         """
+        check_model(model)
+        check_list("langs", langs)
         model.check_unedited("what the unedited model says")
         vocabulary = model.hf.get_output_embeddings().weight.shape[0]
         if keep is not None:

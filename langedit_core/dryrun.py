@@ -84,6 +84,13 @@ class _AllTexts:
         return known[key]
 
 
+def _beyond(cell: Cell, n_layers: int) -> str | None:
+    """What is wrong with layers that the model does not have."""
+    if cell.settings.layers[-1] < n_layers:
+        return None
+    return f"{cell.method} is to edit layers {list(cell.settings.layers)}, and the model has 0 to {n_layers - 1}"
+
+
 def _about(model: str, cells: Sequence[Cell], missing: Sequence[Cell], texts: _AllTexts, rate: Rate) -> list[str]:
     """Memory and time of one model."""
     try:
@@ -94,11 +101,14 @@ def _about(model: str, cells: Sequence[Cell], missing: Sequence[Cell], texts: _A
         f"{model}: {shapes.model_type}, {shapes.parameters / 1e9:.3g} billion parameters, {shapes.n_layers} layers, "
         f"d_model {shapes.d_model}, d_ff {shapes.d_ff}, from {shapes.source}"
     ]
-    found = {cell: texts.of(cell) for cell in missing}
+    found = {cell: _beyond(cell, shapes.n_layers) or texts.of(cell) for cell in missing}
     ready = [(cell, *x) for cell, x in found.items() if not isinstance(x, str)]
     lines += [f"  cannot run yet: {why}" for why in dict.fromkeys(x for x in found.values() if isinstance(x, str))]
     if not ready:
-        return [*lines, "  nothing to estimate" if missing else "  all cells are done"]
+        return [
+            *lines,
+            "  nothing to estimate" if missing else "  all cells are done" if cells else "  the profile has no cells",
+        ]
     corpora = {cell.data: corpus_tokens(cell, data) for cell, data, _ in ready}
     lines += [
         f"  C0 of {data}: a mean over about {count} tokens" + (", singular below d_ff" if count < shapes.d_ff else "")

@@ -44,6 +44,14 @@ class Edited:
     rows: pd.DataFrame
     batches: pd.DataFrame
 
+    @property
+    def unmet(self) -> tuple[int, int]:
+        """For how many facts of this run the search for values ended above its aim, and facts of this run."""
+        if self.batches.empty:
+            return 0, 0
+        each = self.batches.drop_duplicates("batch")
+        return round(((1 - each["converged"]) * each["facts"]).sum()), int(each["facts"].sum())
+
     def table(self) -> pd.DataFrame:
         """`fact_table` of the rows: means over facts before and after, per language and metric."""
         return fact_table(self.rows)

@@ -16,12 +16,12 @@ from typing import Literal
 
 import torch
 from jaxtyping import Bool, Float
-from pydantic import BaseModel, ConfigDict, Field, StrictInt, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, StrictInt, ValidationError, field_validator, model_validator
 from torch import Tensor
 
 from langedit_core.contexts import Contexts
 from langedit_core.covariance import KeyCovariance
-from langedit_core.errors import unknown
+from langedit_core.errors import told, unknown
 from langedit_core.finetune import FineTuneSettings, fine_tune
 from langedit_core.keys import KeyReader
 from langedit_core.languages import LANGUAGES
@@ -179,7 +179,13 @@ def settings_for(method: str, **changes) -> EditSettings:
     for name in changes:
         if name not in EditSettings.model_fields:
             raise unknown("setting", name, EditSettings.model_fields)
-    return EditSettings(**merged(METHODS[method], changes))
+    for name in ("values", "finetune", "threshold"):
+        if name in changes and not isinstance(changes[name], Mapping | BaseModel | None):
+            raise ValueError(f"{name} is {changes[name]!r}, expected a mapping of what to change, such as dict(...)")
+    try:
+        return EditSettings(**merged(METHODS[method], changes))
+    except ValidationError as error:
+        raise ValueError(told(error)) from error
 
 
 def merged(settings: Mapping[str, object], changes: Mapping[str, object]) -> dict[str, object]:
@@ -452,6 +458,8 @@ class Editor:
                 the batch is begun, naming step and layer. Model and editor are as they were before the batch, as they
                 are after every other error or an interrupt, and the next batch can follow.
         """
+        if isinstance(facts, Fact | str):
+            raise TypeError(f"got {type(facts).__name__} {facts!r:.60}, expected a list of facts: edit([fact])")
         kept, requests, dropped = self.requests(facts)
         report = BatchReport(step=self.step, facts=[fact.id for fact in kept], dropped=dropped)
         if not kept:

@@ -8,6 +8,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from difflib import SequenceMatcher
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from pydantic import ValidationError
 
 
 class RefusedInput(ValueError):
@@ -28,6 +32,25 @@ class RefusedInput(ValueError):
 
 class NotebookFailed(RuntimeError):
     """A notebook stopped; the message names the cell and ends with the last lines of its traceback."""
+
+
+def told(error: ValidationError, most: int = 5) -> str:
+    """What pydantic found, on one line: field and reason, the first few."""
+    found = [
+        f"{'.'.join(map(str, one['loc']))}: {one['msg'].removeprefix('Value error, ')}".removeprefix(": ")
+        for one in error.errors()
+    ]
+    return "; ".join(found[:most]) + (f"; and {len(found) - most} more" if len(found) > most else "")
+
+
+def check_list(name: str, given: object) -> None:
+    """Refuse a text where a list of texts is meant: its letters would be taken for them.
+
+    Raises:
+        TypeError: It is a text.
+    """
+    if isinstance(given, str):
+        raise TypeError(f"{name} is the text {given[:60]!r}, expected a list, such as [{given[:60]!r}]")
 
 
 def unknown(what: str, got: str, known: Iterable[str]) -> ValueError:

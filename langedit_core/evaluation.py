@@ -53,13 +53,15 @@ def fact_table(rows: pd.DataFrame) -> pd.DataFrame:
 
     Returns:
         Columns lang, metric, facts, before (where there is any), after, and the 95 % interval of `after` over facts,
-        low and high, which are NaN for a single fact.
+        low and high, which are NaN where all facts have the same value, as a single one has.
     """
     by_fact = rows.groupby(["lang", "metric", "when", "fact"], sort=False)["value"].mean()
     found = []
     for (lang, metric), values in by_fact.groupby(level=["lang", "metric"], sort=False):
         moments = {when: part for when, part in values.groupby(level="when")}
         after = interval(moments["final"])
+        if after.low == after.high:  # equal values say nothing about facts that were not asked
+            after = after._replace(low=math.nan, high=math.nan)
         before = {"before": moments["before"].mean()} if "before" in moments else {}
         found.append(
             dict(lang=lang, metric=metric, facts=after.n)

@@ -76,7 +76,7 @@ def shown(found: pd.DataFrame, langs: Sequence[str]) -> pd.DataFrame:
         found: From `changes`.
         langs: As for `matrix`.
     """
-    per_fact = found.groupby(["edited", *UNIT])["change"].mean()
+    per_fact = found.groupby(["edited", "tested", *FACT])["change"].mean()
     table = pd.DataFrame(False, index=langs, columns=langs)
     for (edited, tested), values in per_fact.groupby(["edited", "tested"]):
         told = interval(values)

@@ -67,6 +67,10 @@ ARCHITECTURES: dict[str, Architecture] = {
 }  # fmt: skip
 
 
+SAMPLE = "Zürich, 北京: 42"
+"""What stands for a tokenizer: its ids are part of a model's fingerprint."""
+
+
 @dataclass(kw_only=True)
 class EditableModel:
     """A causal language model together with the knowledge needed to edit it.
@@ -242,7 +246,7 @@ class EditableModel:
             raise ValueError(
                 f"{what} cannot be taken: {self.name} is edited, its weights hash to {found[:12]} and no longer to the "
                 f"{fingerprint[:12]} of its fingerprint; put the weights back first (`Editor.reset`, the end of "
-                "`with model.restored()`, or the model loaded again), or ask for all layers before editing"
+                "`with model.restored()`, or the model loaded again)"
             )
         self._versions = versions
 
@@ -262,8 +266,21 @@ class EditableModel:
             digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
             raw = tensor.detach().cpu().contiguous()
             digest.update(raw.view(torch.uint8).numpy() if raw.dtype == torch.bfloat16 else raw.numpy())
-        digest.update(self.tokenizer("Zürich, 北京: 42").input_ids.__repr__().encode())
+        digest.update(self.tokenizer(SAMPLE).input_ids.__repr__().encode())
         return digest.hexdigest()
+
+
+def check_model(model: object) -> None:
+    """Refuse what is no `EditableModel`, such as the Transformers model itself.
+
+    Raises:
+        TypeError: Says how to get one.
+    """
+    if not isinstance(model, EditableModel):
+        raise TypeError(
+            f"got {type(model).__name__}, expected an EditableModel: load_model(name), or for a model in memory "
+            "wrap_model(hf, tokenizer, name=...)"
+        )
 
 
 def canonical(name: str) -> str:
@@ -358,6 +375,8 @@ def wrap_model(hf: nn.Module, tokenizer: object, *, name: str) -> EditableModel:
         ValueError: Unsupported architecture, no language-model head, NaN or infinity among the weights.
         RefusedInput: Adapters in it, quantised, or not wholly in memory.
     """
+    if not name or not isinstance(name, str):
+        raise ValueError(f"name is {name!r}; expected what the model is to be called, such as its hub ID")
     if hasattr(hf, "peft_config") or getattr(hf, "_hf_peft_config_loaded", False):
         raise RefusedInput(
             f"{name} has PEFT adapters in it, beside which edits of its matrices would stand; merge them first: "
@@ -372,6 +391,15 @@ def wrap_model(hf: nn.Module, tokenizer: object, *, name: str) -> EditableModel:
     if any(parameter.is_meta for parameter in hf.parameters()):
         raise RefusedInput(f"some weights of {name} are not in memory; load it without offloading, or use load_model")
     check_numbers(hf, name)
+    if not hasattr(tokenizer, "decode") or not callable(tokenizer):
+        raise ValueError(
+            f"the tokenizer of {name} is {type(tokenizer).__name__}; expected AutoTokenizer.from_pretrained(...)"
+        )
+    rows, ids = hf.get_input_embeddings().weight.shape[0], tokenizer(SAMPLE).input_ids
+    if beyond := [i for i in (*ids, getattr(tokenizer, "vocab_size", 1) - 1) if i >= rows]:
+        raise ValueError(
+            f"the tokenizer has ids up to {max(beyond)}, and {name} has {rows} embeddings: it is another model's"
+        )
     provenance = dict(
         model=name, revision=None, dtype=str(hf.dtype).removeprefix("torch."), device=str(hf.device),
         attention=hf.config._attn_implementation,
@@ -415,6 +443,7 @@ def architecture_of(model_type: str) -> Architecture:
 
 def inspect(model: EditableModel) -> str:
     """A plain-text sheet: layers, shapes, write port, and whether a norm follows it."""
+    check_model(model)
     port = f"{model.architecture.layers}.<layer>.{model.architecture.write}"
     norm, told = model.architecture.post_norm, model.provenance
     lines = [

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from langedit_core.atlas import load_atlas
@@ -49,7 +49,8 @@ def load_own(name: str, langs: Sequence[str] = CORE) -> FactSet:
         langs: Languages to load.
 
     Returns:
-        The facts, and as corpus the sentences of `NAME.xx.txt`, or else the embedded ones.
+        The facts, and as corpus the sentences of `NAME.xx.txt`, or else the embedded ones that name none of the
+        subjects: what is to be edited must not be protected.
 
     Raises:
         FileNotFoundError: No such file.
@@ -68,7 +69,8 @@ def load_own(name: str, langs: Sequence[str] = CORE) -> FactSet:
     for fact in told:
         if fact.lang in langs:
             facts.setdefault(fact.id, {})[fact.lang] = fact
-    corpus = _corpus(path, langs)
+    subjects = {lang: {by_lang[lang].subject for by_lang in facts.values() if lang in by_lang} for lang in langs}
+    corpus = _corpus(path, langs, subjects)
     return FactSet(
         name=name,
         facts=facts,
@@ -78,12 +80,15 @@ def load_own(name: str, langs: Sequence[str] = CORE) -> FactSet:
     )
 
 
-def _corpus(path: Path, langs: Sequence[str]) -> dict[str, tuple[str, ...]]:
+def _corpus(path: Path, langs: Sequence[str], subjects: Mapping[str, set[str]]) -> dict[str, tuple[str, ...]]:
     embedded = load_atlas(CORE).corpus
     found = {}
     for lang in langs:
         own = path.with_name(f"{path.stem}.{lang}.txt")
-        found[lang] = tuple(read_sentences(own)) if own.is_file() else embedded.get(lang, ())
+        if own.is_file():
+            found[lang] = tuple(read_sentences(own))
+        else:
+            found[lang] = tuple(text for text in embedded.get(lang, ()) if not any(s in text for s in subjects[lang]))
     without = [lang for lang, texts in found.items() if not texts]
     if len(without) == len(found):
         files = ", ".join(f"{path.stem}.{lang}.txt" for lang in without)

@@ -167,7 +167,8 @@ def read_patch(path: Path) -> tuple[PatchHeader, list[dict[int, Factors]], dict[
         RefusedInput: Whole, but no patch, of another version, or with content that does not fit together.
     """
     if not path.is_file():
-        raise FileNotFoundError(f"{path} does not exist; expected a patch written by `langedit edit`")
+        what = "is a folder" if path.is_dir() else "does not exist"
+        raise FileNotFoundError(f"{path} {what}; expected a patch written by `langedit edit`")
     _check_kind(path)
     try:
         tensors, metadata = load_tensors(path)

@@ -20,7 +20,7 @@ from torch import Tensor
 from langedit_core.compaction import compact, factored
 from langedit_core.editors import FACTORS, BatchReport, Editor, Update, written
 from langedit_core.errors import RefusedInput
-from langedit_core.models import EditableModel
+from langedit_core.models import EditableModel, check_model
 from langedit_core.patch_files import BatchRecord, Factors, Merged, PatchHeader, read_patch, write_patch
 from langedit_core.records import Fact
 from langedit_core.storage import digest
@@ -164,6 +164,7 @@ class Patch:
         Raises:
             RefusedInput: Another model, or this one edited.
         """
+        check_model(model)
         self._check_unedited(model)
         self.base = _copies(_weights(model, self.layers))
 
@@ -228,7 +229,10 @@ class Patch:
                 f"of the unedited {self.header.model} nor those after any of the {len(self)} batches"
             )
         if not 1 <= last <= held:
-            raise ValueError(f"last={last}, but the model holds {held} batches of this patch")
+            raise ValueError(
+                f"last={last}, but the model holds {held} batches of this patch"
+                + (f"; expected 1 to {held}" if held else "")
+            )
         now = _copies(_weights(model, self.layers))
         _put(model, self.base)
         try:

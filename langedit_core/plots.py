@@ -23,7 +23,7 @@ from matplotlib import font_manager
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.image import AxesImage
-from matplotlib.ticker import LogLocator, NullLocator
+from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator
 
 from langedit_core.errors import unknown
 from langedit_core.storage import write_bytes
@@ -316,6 +316,8 @@ def method_curves(
                 if len(found):
                     ends[method] = (found.index[-1], found.iloc[-1], GREY if method in grey else colour)
             axes.set(title=label, xlabel=xlabel, ylim=(0, 1.02), yticks=np.linspace(0, 1, 6))
+            if pd.api.types.is_integer_dtype(frame[x]):
+                axes.xaxis.set_major_locator(MaxNLocator("auto", integer=True, steps=[1, 2, 2.5, 5, 10]))
             if unedited is not None:
                 axes.axhline(unedited, color=GREY, ls=":", lw=1.4)
                 axes.annotate(

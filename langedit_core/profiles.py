@@ -24,12 +24,13 @@ from pydantic import (
 from langedit_core.chosen_layers import kept_layers
 from langedit_core.devices import VARIABLE
 from langedit_core.editors import METHODS, EditSettings, merged, settings_for
-from langedit_core.errors import RefusedInput, unknown
-from langedit_core.languages import CORE
+from langedit_core.errors import RefusedInput, told, unknown
+from langedit_core.languages import CORE, language
 from langedit_core.models import canonical
-from langedit_core.records import Deal
+from langedit_core.records import SPLITS, Deal
 from langedit_core.results import Cell
 from langedit_core.study import check_data
+from langedit_core.xtreme_prompts import WORDINGS
 from langedit_core.yaml_files import read_mapping
 
 FOLDER = Path(__file__).parent / "profiles"
@@ -59,6 +60,42 @@ class Grid(BaseModel):
     xtreme: StrictInt = 0
     xtreme_langs: tuple[str, ...] | None = None
     changes: tuple[dict, ...] = ({},)
+
+    @field_validator("data", "methods", "seeds", "langs", "changes")
+    @classmethod
+    def _some(cls, given: tuple) -> tuple:
+        if not given:
+            raise ValueError("is empty, so there would be no cell; name at least one")
+        return given
+
+    @field_validator("data", "methods", "seeds")
+    @classmethod
+    def _each_once(cls, given: tuple) -> tuple:
+        if twice := [one for i, one in enumerate(given) if one in given[:i]]:
+            raise ValueError(f"names {twice[0]!r} twice")
+        return given
+
+    @field_validator("langs")
+    @classmethod
+    def _languages(cls, langs: tuple[str, ...]) -> tuple[str, ...]:
+        for code in langs:
+            language(code)
+        return langs
+
+    @field_validator("xtreme_langs")
+    @classmethod
+    def _worded(cls, langs: tuple[str, ...] | None) -> tuple[str, ...] | None:
+        for code in langs or ():
+            if code not in WORDINGS:
+                raise unknown("language of XTREME prompts", code, WORDINGS)
+        return langs
+
+    @field_validator("split")
+    @classmethod
+    def _split(cls, name: str) -> str:
+        if name not in SPLITS:
+            raise unknown("split", name, SPLITS)
+        return name
 
 
 class Profile(BaseModel):
@@ -168,15 +205,24 @@ def load_profile(name: str | Path) -> Profile:
     if isinstance(content, dict) and os.environ.get(VARIABLE):
         content = content | {"device": os.environ[VARIABLE]}
     try:
-        return Profile.model_validate(content)
+        profile = Profile.model_validate(content)
     except ValidationError as error:
         raise RefusedInput(f"{path}: {told(error)}; `langedit validate` names the lines") from error
+    check_own_name(profile, path)
+    return profile
 
 
-def told(error: ValidationError, most: int = 5) -> str:
-    """What pydantic found, on one line: field and reason, the first few."""
-    found = [f"{'.'.join(map(str, one['loc']))}: {one['msg']}".removeprefix(": ") for one in error.errors()]
-    return "; ".join(found[:most]) + (f"; and {len(found) - most} more" if len(found) > most else "")
+def check_own_name(profile: Profile, path: Path) -> None:
+    """Refuse a file of one's own that calls its profile as a shipped one, whose reports it would write over.
+
+    Raises:
+        RefusedInput: Says which.
+    """
+    shipped = FOLDER / f"{profile.name}.yaml"
+    if shipped.is_file() and path.resolve() != shipped.resolve():
+        raise RefusedInput(
+            f"{path}: {profile.name!r} is the name of a shipped profile, and of its reports; take another name"
+        )
 
 
 def is_tuned(model: str) -> bool:

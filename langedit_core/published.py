@@ -30,7 +30,7 @@ EFFICACY = "efficacy (teacher-forced token accuracy)"
 F1 = "XTREME F1 (mean of XNLI, PAWS-X, MLQA, WikiANN)"
 UNTESTED = "not tested"
 PAPER_BATCH, PAPER_TRIPLETS = 100, 100_000
-PAPER_SIZES = "6–8B"
+PAPER_SIZES, PAPER_SMALLEST = "6–8B", 6.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -128,7 +128,7 @@ def verdicts(study: Study) -> list[str]:
                 f"On {data} the advantage of {method} over AlphaEdit {told}: {_points(d)} points of "
                 f"{metric.partition(' (')[0]} at the end, paired over {over}"
             )
-            if np.isfinite(d.low):
+            if np.isfinite(d.low) and d.low < d.high:
                 claimed = GAIN[metric]
                 inside = 100 * d.low <= claimed <= 100 * d.high
                 sentence += (
@@ -144,16 +144,18 @@ def reasons(study: Study) -> list[str]:
     cells = [r.cell for r in study.results]
     model, out = cells[0].model, []
     size = size_of(model)
-    out.append(
-        f"Model: {model}{f' ({size} parameters)' if size else ''} against {PAPER_SIZES} in the paper; a smaller matrix "
-        "has fewer directions to spare, and less knowledge that editing could harm."
-    )
+    sentence = f"Model: {model}{f' ({size} parameters)' if size else ''} against {PAPER_SIZES} in the paper"
+    if size is None or not size.endswith("B") or float(size[:-1]) < PAPER_SMALLEST:
+        sentence += "; a smaller matrix has fewer directions to spare, and less knowledge that editing could harm"
+    out.append(f"{sentence}.")
     told = []
     for data in study.datasets:
         cell = study.cell(data)
-        told.append(f"{data} {cell.batches} batches of {cell.batch} in {', '.join(cell.langs)}")
+        batches = f"{cell.batches} batches of {cell.batch}" if cell.batches > 1 else f"one batch of {cell.batch}"
+        told.append(f"{data} {batches} in {', '.join(dict.fromkeys(cell.langs))}")
     out.append(f"Data: {'; '.join(told)}; the paper edits {PAPER_BATCH} facts at a time.")
-    if same := [data for data in study.datasets if study.cell(data).parallel]:
+    several = {data: len(set(study.cell(data).langs)) > 1 for data in study.datasets}
+    if same := [data for data in study.datasets if study.cell(data).parallel and several[data]]:
         out.append(
             f"Which facts: on {', '.join(same)} all languages get the same facts here, so a fact's keys come back in "
             "every other language. In the paper every batch has other facts. The same facts are hardest for methods "
@@ -180,7 +182,7 @@ def reasons(study: Study) -> list[str]:
     if sentences:
         span = f"{sentences[0]:,}" + (f" to {sentences[-1]:,}" if len(sentences) > 1 else "")
         out.append(
-            f"C₀: from {span} sentences of the data sets' own corpus; the paper takes {PAPER_TRIPLETS:,} triplets."
+            f"C₀: from {span} sentences about facts that are never edited; the paper takes {PAPER_TRIPLETS:,} triplets."
         )
     return out
 

@@ -15,9 +15,10 @@ import torch
 from langedit_core.contexts import sample_contexts
 from langedit_core.covariance import cached_covariance
 from langedit_core.editors import Editor
+from langedit_core.errors import check_list
 from langedit_core.languages import CORE, LANGUAGES
 from langedit_core.metrics import score_probes
-from langedit_core.models import EditableModel
+from langedit_core.models import EditableModel, check_model
 from langedit_core.profiles import hyperparameters
 from langedit_core.records import Fact, FactSet
 from langedit_core.study import load_data
@@ -62,11 +63,16 @@ def prepare_editor(
             names.
 
     Raises:
-        ValueError: The model is edited already, no language has embedded text and no `corpus` is given, or as
-            `hyperparameters` and `sample_contexts`.
+        TypeError: No `EditableModel`, or a text where a list is expected.
+        ValueError: The model is edited already or lacks a layer, no language has embedded text and no `corpus` is
+            given, or as `hyperparameters` and `sample_contexts`.
     """
+    check_model(model)
+    for name, given in dict(langs=langs, corpus=corpus, layers=layers).items():
+        check_list(name, given)
     changes |= {} if layers is None else dict(layers=tuple(layers))
     settings = hyperparameters(model.name, method, **changes)
+    model.check_layers(settings.layers)
     model.check_unedited("what a new editor starts from")
     if corpus is None and settings.needs_covariance:
         corpus = _embedded_corpus(langs, corpus_limit)

@@ -24,7 +24,9 @@ def reading(study: Study, data: str, reference: str = "langedit") -> list[str]:
         reference: Compared with all others; where it was not run, or alone, those sentences are left out.
     """
     methods = study.methods_of(data)
-    sentences = [_order(study, data, methods, reference), _lost(study, data, methods)]
+    sentences = [_order(study, data, methods, reference)]
+    if data in study.sequences:
+        sentences.append(_lost(study, data, methods))
     if reference in methods:
         tests = study.tests(data, reference)
         if len(tests):
@@ -47,9 +49,9 @@ def _order(study: Study, data: str, methods: list[str], reference: str) -> str:
     counts = [len({r.cell.seed for r in study.results if (r.cell.data, r.cell.method) == (data, m)}) for m in methods]
     few, many = min(counts), max(counts)
     n = sorted({e.n for e in found.values()})
-    facts = str(n[0]) if len(n) == 1 else f"{n[0]} to {n[-1]}"
+    facts = f"{n[0]} fact{'s' if n[0] > 1 else ''}" if len(n) == 1 else f"{n[0]} to {n[-1]} facts"
     over = f"{few} to {many} seeds" if few < many else "one seed" if many == 1 else f"{many} seeds"
-    return f"Efficacy {WHEN['final']} (n = {facts} facts per method, {over}): {', '.join(told[m] for m in shown)}."
+    return f"Efficacy {WHEN['final']} (n = {facts} per method, {over}): {', '.join(told[m] for m in shown)}."
 
 
 def _lost(study: Study, data: str, methods: list[str]) -> str:

@@ -102,6 +102,8 @@ class Fact:
             self._check("truth", self.truth)
         for group in ("paraphrases", "neighbours", "portability"):
             for probe in getattr(self, group):
+                if not isinstance(probe, Probe):
+                    raise self._refused(f"{group} holds {type(probe).__name__} {probe!r:.60}, expected Probe(...)")
                 self._check(f"{probe.kind} prompt", probe.prompt)
                 self._check(f"{probe.kind} answer", probe.answer)
 

@@ -94,8 +94,8 @@ class CellResult:
     """What a finished cell measured.
 
     Attributes:
-        rows: One row per probe, metric and moment: fact, lang, kind, metric, when, value. A paragraph of neutral text
-            is another one in every language, so its name here says which.
+        rows: One row per probe, metric and moment: fact, lang, kind, metric, when, value. Of neutral text the fact is
+            the paragraph, and its translations are no further ones.
         retention: One row per tracked fact and batch since its own: fact, lang, edited, step, tf.
         drift: One row per neutral paragraph, metric and batch: fact (the paragraph's name), lang, metric, step, value.
         xtreme: One row per task, language, metric and moment: value, n, low, high, seconds; empty if not asked for.
@@ -114,12 +114,9 @@ class CellResult:
         self.environment: dict = parts["environment"]
         measured, final = parts["batches"], parts["final"]
         rows = pd.DataFrame([row for part in (*measured, final) for row in part["rows"]])
-        rows["fact"] = rows["fact"].mask(rows["kind"] == "neutral", rows["fact"] + "/" + rows["lang"])
         self.rows = rows.sort_values("when", key=lambda when: when.map(list(WHEN).index), kind="stable")
         self.retention = pd.DataFrame([row for part in measured for row in part["retention"]])
         self.drift = pd.DataFrame([row | {"step": t} for t, part in enumerate(measured) for row in part["drift"]])
-        if len(self.drift):
-            self.drift["fact"] += "/" + self.drift["lang"]
         self.xtreme = pd.DataFrame(final["xtreme"], columns=list(XTREME_COLUMNS))
         self.xtreme = self.xtreme.astype(dict.fromkeys(("value", "low", "high", "seconds"), float))  # null: NaN
         self._answers = final.get("xtreme_answers", [])

@@ -197,7 +197,7 @@ def check_room(model: EditableModel, rows: Sequence[Sequence[int]], room: int) -
         TextTooLong: Says how long the longest row is and what the model takes.
     """
     longest = max(map(len, rows))
-    model.check_length(longest + room, f"a prompt of {longest} tokens with its answer", "ask for fewer shots")
+    model.check_length(longest + room, "a prompt with its examples and answer", "ask with fewer shots")
 
 
 @torch.no_grad()

@@ -83,8 +83,11 @@ def check_data(name: str) -> None:
     Raises:
         ValueError: Lists the known ones, and says where facts of one's own go.
     """
-    if name not in LOADERS and own_path(name) is None:
+    own = own_path(name)
+    if name not in LOADERS and own is None:
         raise ValueError(f"{unknown('data set', name, (*LOADERS, *own_names()))}; {where_own()}")
+    if name in LOADERS and own is not None:
+        raise ValueError(f"{name!r} is a data set of the study, and {own} has its name; rename that file")
 
 
 def load_data(name: str, langs: Sequence[str]) -> FactSet:

@@ -59,17 +59,19 @@ def format_ci(
 ) -> str:
     """`0.91 [0.85, 0.96], n = 60`; parts that are not known are left out, "n/a" if the value itself is not.
 
+    So is an interval of no width: resampling equal values says nothing about facts that were not drawn.
+
     Args:
         value: The estimate.
         low: Lower end of its interval.
         high: Upper end.
         n: Number of observations; None leaves it out.
-        signed: Differences: with a plus where they are positive.
+        signed: Differences: with a plus where they are not negative.
     """
     form = "+z.2f" if signed else "z.2f"
     if _absent(value):
         return MISSING
-    interval = "" if _absent(low) or _absent(high) else f" [{low:{form}}, {high:{form}}]"
+    interval = "" if _absent(low) or _absent(high) or low == high else f" [{low:{form}}, {high:{form}}]"
     return f"{value:{form}}{interval}" + ("" if n is None or _absent(n) else f", n = {int(n)}")
 
 

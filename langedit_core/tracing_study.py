@@ -96,7 +96,7 @@ def trace_known(
 
     Args:
         model: Unedited.
-        data: Only facts of `HELD_OUT` are asked.
+        data: Only facts of `HELD_OUT` are asked; all where none is held out.
         langs: Languages of the data set.
         asked: Facts per language.
         traced: Most facts per language to trace.
@@ -138,7 +138,7 @@ def find_known(
 
     Args:
         model: Unedited.
-        data: Only facts of `HELD_OUT` are asked.
+        data: Only facts of `HELD_OUT` are asked; all where none is held out.
         langs: Languages of the data set.
         asked: Facts per language, the first ones in the order of sha256(seed|id).
         traced: Most facts per language to keep.
@@ -153,7 +153,9 @@ def find_known(
     for lang in langs:
         if lang not in data.languages:
             raise unknown(f"language of the data set {data.name!r}", lang, data.languages)
-    ids = sorted((i for i in data.facts if data.splits[i] in HELD_OUT), key=lambda i: digest(str(seed), i))
+    # A data set without such a split, as facts of one's own, is looked at whole.
+    held_out = [i for i in data.facts if data.splits[i] in HELD_OUT] or list(data.facts)
+    ids = sorted(held_out, key=lambda i: digest(str(seed), i))
     facts, counts = [], []
     for lang in dict.fromkeys(langs):
         some = [data.facts[i][lang] for i in ids if lang in data.facts[i]][:asked]

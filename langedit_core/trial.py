@@ -67,6 +67,11 @@ class Trial:
             f"{self.report.steps[0]} optimisation steps, final loss {self.report.final_loss[0]:.3f}. The weights of "
             f"layers {', '.join(map(str, layers))} moved by {moved} of their norm; {left} of the key's energy was left "
             "after the projection."
+            + (
+                ""
+                if self.report.converged
+                else " The search for a value ended above its aim: the fact may not be said."
+            )
         )
 
     def reading(self) -> str:
@@ -115,7 +120,9 @@ def facts_to_ask(
         RefusedInput: A text is missing or cannot be used; says which.
     """
     language(lang)
+    # Papermill makes a number of what looks like one: TARGET 1984.
     own = dict(subject=subject, prompt=prompt, target=target, truth=truth, prompts=prompts)
+    own = {name: "" if text is None else str(text) for name, text in own.items()}
     if any(text.strip() for text in own.values()):
         known = own_facts(lang, **own)
         name, remedy = "your fact", f"give it a line of PROMPTS ({FORM})"

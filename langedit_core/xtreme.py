@@ -18,11 +18,11 @@ import pandas as pd
 from pydantic import BaseModel, ConfigDict, Field
 
 from langedit_core.datafiles import NotAvailable
-from langedit_core.errors import unknown
+from langedit_core.errors import RefusedInput, check_list, unknown
 from langedit_core.languages import CORE
-from langedit_core.models import EditableModel
+from langedit_core.models import EditableModel, check_model
 from langedit_core.shared_prefix import CELLS, generate, score_options
-from langedit_core.tokens import continuation, encode
+from langedit_core.tokens import TextTooLong, continuation, encode
 from langedit_core.xtreme_answers import mlqa_measures, wikiann_measures
 from langedit_core.xtreme_data import SOURCES, TASKS, Example, TaskData, load_task
 from langedit_core.xtreme_metrics import ALL, XTREME_METRICS, drawn_values, metrics_of
@@ -153,6 +153,9 @@ def evaluate(
         FileNotFoundError: None of the tasks has data in any of the languages; says what to put where.
         RefusedInput: A prompt is too long for the model.
     """
+    check_model(model)
+    check_list("tasks", tasks)
+    check_list("langs", langs)
     tasks, langs = tuple(dict.fromkeys(tasks)), tuple(dict.fromkeys(langs))
     for task in tasks:
         if task not in TASKS:
@@ -176,7 +179,12 @@ def evaluate(
     for (task, lang), found in data.items():
         started = time.perf_counter()
         tell = None if progress is None else partial(progress, task, lang)
-        counts, replies = _ask(model, found, per_task[task], settings, tell)
+        try:
+            counts, replies = _ask(model, found, per_task[task], settings, tell)
+        except TextTooLong as error:
+            raise RefusedInput(
+                f"XTREME's {task} in {lang}: {error} (shots=), or leave the task out (tasks=)"
+            ) from error
         for record, (said, measures) in zip(found.records, replies, strict=True):
             key = dict(task=task, lang=lang, record=record.id)
             rows += [key | dict(metric=metric, value=value) for metric, value in measures.items()]

@@ -42,7 +42,9 @@ def at(data: str, method: str, metric: str, when: str) -> pd.Series:
 
 
 def ci(found: pd.Series, value: str = "value", low: str = "low", high: str = "high") -> str:
-    return minus(f"{found[value]:.2f} [{found[low]:.2f}, {found[high]:.2f}]")
+    """A value with its interval, where there is one: of equal values there is none."""
+    bounds = f" [{found[low]:.2f}, {found[high]:.2f}]" if found[low] < found[high] else ""
+    return minus(f"{found[value]:.2f}{bounds}")
 
 
 def points(text: str) -> str:

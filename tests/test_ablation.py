@@ -34,9 +34,9 @@ def result(method="langedit", soon=0.9, final=0.6, rank=80, kl=0.3, seed=0, mode
                 share = soon if step == t else final
                 retention.append(dict(fact=f"{lang}{i}", lang=lang, edited=t, step=step, tf=float(i < share * FACTS)))
     rows += [
-        dict(fact=f"p{i}/{lang}", lang=lang, kind="neutral", metric="drift_kl", when="final", value=kl + 0.01 * i)
+        dict(fact=f"p{i}", lang=lang, kind="neutral", metric="drift_kl", when="final", value=kl + 0.01 * (i % 8))
         for lang in LANGS
-        for i in range(8)
+        for i in range(24)
     ]
     batches = [
         dict(step=t, lang=lang, layer=layer, rank=rank - t, capacity=0.5 - 0.1 * t, written=0.8, relative_update=0.1,
@@ -191,7 +191,7 @@ def test_less_drift_is_better(found):
     assert drift.loc["langedit, 50 % free", "difference"] == pytest.approx(-0.2)
     assert drift.loc["langedit, 50 % free", "verdict"] == "better"
     assert drift.loc["langedit, < 0.02", "verdict"] == "worse"
-    assert drift.loc["langedit, < 0.02", "n"] == 24  # paragraphs and languages
+    assert drift.loc["langedit, < 0.02", "n"] == 24  # paragraphs, each with its translations
 
 
 def test_only_pairs_that_were_run_are_compared():
@@ -216,7 +216,7 @@ def test_a_question_is_read_as_one_row_per_pair(found):
     assert list(table) == [*ablation.MEASURES.values(), "n"]
     assert table.loc["langedit-full − langedit", "efficacy, at the end"].startswith("+0.30 [")
     assert table.loc["langedit-full − langedit", "efficacy, at the end"].endswith("] better")
-    assert table.loc["evoedit − langedit-full", "efficacy, at the end"] == "0.00 [0.00, 0.00]"
+    assert table.loc["evoedit − langedit-full", "efficacy, at the end"] == "0.00"
     assert table["n"].tolist() == [60, 60]
 
 

@@ -10,6 +10,7 @@ import toy_study
 from langedit_core import analysis, cli, reading
 from langedit_core.editors import settings_for
 from langedit_core.results import Cell, CellResult
+from langedit_core.stats import holm
 from langedit_core.tables import COLUMNS, FULL, Bold, headline, markdown_table
 
 LEVELS = {
@@ -192,6 +193,15 @@ def test_verdicts_tell_what_the_corrected_tests_show(many):
         assert cell.endswith(row["verdict"]) or row["verdict"] == "no difference shown"
     assert shown.at["ft", "efficacy"].startswith("+") and shown.at["ft", "efficacy"].endswith("better")
     assert shown.at["ft", "drift KL"].startswith("-")  # less drift, and with few paragraphs no verdict
+
+
+def test_drift_is_a_family_of_its_own_which_its_paragraphs_cannot_pass(many):
+    tests = many.tests("bzsre", "langedit")
+    drift = tests[tests["metric"].isin(["drift_kl", "drift_ppl"])]
+    assert set(drift["n_facts"]) == {2} and set(drift["verdict"]) == {"no difference shown"}
+    of_facts = tests.drop(index=drift.index)
+    assert of_facts["p_holm"].tolist() == pytest.approx(holm(of_facts["p"]))
+    assert (of_facts["verdict"] != "no difference shown").any()
 
 
 def test_sentences_stay_few_when_methods_are_many_and_name_the_reference(many):

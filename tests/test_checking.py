@@ -8,7 +8,8 @@ import pytest
 from toy_patch import recorded
 
 from langedit_core.checking import check_file
-from langedit_core.profiles import FOLDER
+from langedit_core.errors import RefusedInput
+from langedit_core.profiles import FOLDER, load_profile
 
 NOTEBOOKS = Path(__file__).resolve().parents[1] / "notebooks"
 PROFILE = """\
@@ -50,6 +51,31 @@ def test_good_files_say_what_they_hold(tmp_path):
 def test_several_mistakes_are_told_together_in_order(tmp_path):
     content = PROFILE.replace("batch: 2", "batch: two").replace("description", "descripton")
     assert [line for line, _ in told(tmp_path, content)] == [1, 2, 11]
+
+
+@pytest.mark.parametrize(
+    "old, new, line, message",
+    [
+        ("langs: [en, zh]", "langs: [english]", 10, "unknown language 'english'; known: en"),
+        ("langs: [en, zh]", "langs: []", 10, "grids.main.0.langs: is empty, so there would be no cell"),
+        ("methods: [memit, langedit]", "methods: [memit, memit]", 9, "grids.main.0.methods: names 'memit' twice"),
+        ("batch: 2", "seeds: [0, 0]", 11, "names 0 twice"),
+        ("batch: 2", "split: test", 11, "unknown split 'test'; known: "),
+        ("batch: 2", "xtreme_langs: [cs]", 11, "unknown language of XTREME prompts 'cs'"),
+        ("name: mine", "name: standard", 1, "'standard' is the name of a shipped profile, and of its reports"),
+    ],
+)
+def test_a_grid_that_could_not_be_run_is_no_good_profile(tmp_path, old, new, line, message):
+    ((found, said),) = told(tmp_path, PROFILE.replace(old, new))
+    assert found == line and message in said and "Value error" not in said
+
+
+def test_a_profile_of_ones_own_does_not_write_over_shipped_reports(tmp_path):
+    copied = tmp_path / "copied.yaml"
+    copied.write_bytes((FOLDER / "smoke.yaml").read_bytes())
+    with pytest.raises(RefusedInput, match="'smoke' is the name of a shipped profile"):
+        load_profile(copied)
+    assert load_profile(FOLDER / "smoke.yaml").name == "smoke"
 
 
 def test_patches_and_facts_that_are_wrong_say_so(tmp_path):

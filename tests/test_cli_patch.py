@@ -95,6 +95,26 @@ def test_a_stopped_run_goes_on_and_ends_with_the_same_bytes(world):
         assert "made with other corpus" in str(edit(folder, "again", "--resume").exception)
 
 
+def test_going_on_replaces_what_the_shorter_patch_was_written_into(world):
+    folder, _ = world
+    (folder / "first.jsonl").write_text("\n".join(map(line, FACTS[:2])), encoding="utf-8")
+    assert edit(folder, "longer", "--save-model", "--peft", facts="first.jsonl").exit_code == 0
+    stale = edit(folder, "longer", "--resume", "--save-model")
+    assert stale.exit_code == 0 and f"{folder / 'longer/adapter'} is of the shorter patch" in stale.output
+    patch = Patch.load(folder / "longer/patch.safetensors")
+    assert patch.position(load_model(folder / "longer/model", device="cpu")) == len(patch) == 2
+    old = (folder / "longer/adapter/adapter_model.safetensors").read_bytes()
+    assert edit(folder, "longer", "--resume", "--peft").exit_code == 0
+    assert (folder / "longer/adapter/adapter_model.safetensors").read_bytes() != old
+
+
+def test_values_that_were_not_found_are_told(world):
+    folder, _ = world
+    told = edit(folder, "few", "--set", "values.steps=1", "--set", "values.stop=1e-6").output
+    assert "the search for values ended above its aim for 4 of 4 facts" in told
+    assert "above its aim" not in edit(folder, "met", "--set", "values.stop=100").output
+
+
 def test_resuming_without_a_patch_is_refused(world):
     refused = edit(world[0], "nowhere", "--resume")
     assert refused.exit_code == 1 and "no " in refused.output and "to go on with" in refused.output
@@ -127,6 +147,8 @@ def test_settings_and_precision_are_those_asked_for(world):
         (["ridge"], "--set got 'ridge'; expected KEY=VALUE, for example ridge=0.5"),
         (["values.=2"], "expected KEY=VALUE"),
         (["layers=[1]"], "give them as --layers"),
+        (["seed=1"], "unknown setting 'seed'; known: "),  # an argument of prepare_editor, not of the method
+        (["corpus_limit=5"], "unknown setting 'corpus_limit'"),
         (["ridge=1", "ridge=2"], "'ridge' twice"),
         (["values=1", "values.steps=2"], "'values.steps' twice, or beside what it is a part of"),
         (["values.steps=2", "values={steps: 2}"], "'values' twice"),

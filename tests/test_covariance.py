@@ -259,9 +259,7 @@ def test_a_covariance_of_an_edited_model_is_never_kept_as_that_of_the_unedited_o
         edit(any_model)
         again = cached_covariance(any_model, (0, 1), TEXTS, folder=tmp_path)  # what is there is C₀ still
         assert all(torch.equal(again[layer].gram, unedited[layer].gram) for layer in (0, 1))
-        with pytest.raises(
-            ValueError, match=r"covariance of layers \[2\] cannot be taken.*edited.*Editor.reset.*before"
-        ):
+        with pytest.raises(ValueError, match=r"covariance of layers \[2\] cannot be taken.*edited.*Editor.reset"):
             cached_covariance(any_model, (0, 2), TEXTS, folder=tmp_path)
     assert len(list(tmp_path.iterdir())) == 2
     fresh = collect_covariance(conftest.build_model(any_model.hf.config.model_type), (2,), TEXTS)[2]

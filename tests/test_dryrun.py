@@ -59,6 +59,13 @@ def test_a_dry_run_lists_cells_memory_and_time_of_every_model(untouched, tmp_pat
     assert "assumptions" in said and "60 TFLOP/s" in said
 
 
+def test_layers_that_a_model_lacks_are_named_and_not_counted(untouched, tmp_path):
+    path = own_profile(tmp_path, changes=[dict(layers=[1, 99])])
+    said = dry_run("--profile", path, "--output-path", untouched, "--model", MODELS[0])
+    assert "cannot run yet: langedit is to edit layers [1, 99], and the model has 0 to " in said
+    assert "nothing to estimate" in said and "-0." not in said
+
+
 def test_a_cell_of_two_groups_is_listed_and_counted_once(untouched, tmp_path):
     path = own_profile(tmp_path)
     grid = dict(data=["atlas"], methods=["evoedit", "memit"], batch=3, langs=["en", "zh"])

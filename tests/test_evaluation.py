@@ -11,6 +11,7 @@ from conftest import build_model
 from toy_patch import BATCHES, recorded
 from typer.testing import CliRunner
 
+import langedit_core.xtreme
 from langedit_core import cli, evaluation
 from langedit_core.drift import Drift
 from langedit_core.errors import RefusedInput
@@ -47,6 +48,8 @@ def test_a_mean_is_over_facts_whatever_number_of_questions_each_has():
     assert (
         table.loc["de", "after"] == 1 and math.isnan(table.loc["de", "low"]) and math.isnan(table.loc["de", "before"])
     )
+    equal = fact_table(pd.DataFrame([row(fact, 1.0) for fact in "abc"])).iloc[0]
+    assert equal["after"] == 1 and equal["facts"] == 3 and math.isnan(equal["low"])
     assert "before" not in fact_table(rows[rows["when"] == "final"])
 
 
@@ -104,6 +107,7 @@ def xtreme(monkeypatch):
         return XtremeReport(tasks=("xnli",), langs=tuple(langs), rows=pd.DataFrame(rows), answers=sets, sets=sets)
 
     monkeypatch.setattr(evaluation, "evaluate_xtreme", told)
+    monkeypatch.setattr(langedit_core.xtreme, "fingerprint", lambda langs, limit: "0" * 64)
     return asked
 
 
@@ -168,14 +172,21 @@ def test_the_command_shows_and_writes_what_was_measured(world, patch, xtreme):
     "arguments, status, message",
     [
         ((), 2, "nothing is asked"),
-        (("--xtreme", "2", "--langs", "en xx"), 1, "unknown language 'xx'"),
+        (("--xtreme", "2", "--langs", "en xx"), 1, "unknown language of XTREME prompts 'xx'"),
+        (("--xtreme", "2", "--langs", "cs"), 1, "unknown language of XTREME prompts 'cs'"),
+        (("--facts", "facts.jsonl", "--langs", " "), 2, "--langs is empty"),
+        (("--facts", "facts.jsonl", "--xtreme", "2"), 1, "no files of xnli"),
+        (("--facts", "facts.jsonl", "--output-path", "facts.jsonl"), 2, "is a file; expected a folder"),
         (("--facts", "nowhere.jsonl"), 1, "nowhere.jsonl does not exist"),
         (("--facts", "facts.jsonl", "--dtype", "half"), 2, "expected float32, bfloat16, float16"),
+        (("--patch", "patch.safetensors", "--dtype", "half"), 2, "expected float32, bfloat16, float16"),
         (("--patch", "patch.safetensors", "--dtype", "float16"), 2, "was made in float32"),
     ],
 )
 def test_bad_requests_are_refused(world, monkeypatch, arguments, status, message):
     monkeypatch.chdir(world)
+    monkeypatch.setenv("LANGEDIT_DATA", str(world / "none"))
+    monkeypatch.setattr(evaluation, "evaluate", lambda *_, **__: pytest.fail("it was asked"))
     refused = run(world, *arguments)
     told = " ".join((refused.output + str(refused.exception)).replace("│", " ").split())
     assert refused.exit_code == status and message in told

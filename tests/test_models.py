@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+
 import pytest
 import torch
 from conftest import SENTENCES, build_model
 
-from langedit_core import Fact, prepare_editor, wrap_model
+from langedit_core import Drift, Fact, evaluate_xtreme, prepare_editor, wrap_model
 from langedit_core.errors import RefusedInput
 
 FACT = Fact(id="a/1", lang="en", relation="a", subject="France", prompt="The capital of {} is", target="Lyon")
@@ -52,6 +55,52 @@ def test_what_is_no_model_to_edit_is_refused(tiny):
     tiny.hf.config.model_type = "bloom"
     with pytest.raises(ValueError, match="unknown architecture 'bloom'"):
         wrap_model(tiny.hf, tiny.tokenizer, name="mine")
+
+
+def test_a_tokenizer_of_another_model_is_refused(tiny):
+    tiny.hf.resize_token_embeddings(100, mean_resizing=False)
+    with pytest.raises(ValueError, match="the tokenizer has ids up to 319, and mine has 100 embeddings"):
+        wrap_model(tiny.hf, tiny.tokenizer, name="mine")
+    for nothing in (None, "gpt2"):
+        with pytest.raises(ValueError, match="expected AutoTokenizer"):
+            wrap_model(build_model("llama").hf, nothing, name="mine")
+    with pytest.raises(ValueError, match="name is ''; expected what the model is to be called"):
+        wrap_model(tiny.hf, tiny.tokenizer, name="")
+
+
+def test_what_is_no_editable_model_or_no_list_is_refused_with_what_to_do(tiny, tmp_path):
+    # Tests check annotations too, which comes first; a user's Python does not, so the calls are made in one of its own.
+    calls = ("prepare_editor(hf)", "inspect(hf)", "Drift.of(hf)", "evaluate_xtreme(hf)", "save_model(hf, 'new')")
+    told = "got Linear, expected an EditableModel: load_model"
+    lines = [f"try: {call}\nexcept TypeError as error: assert {told!r} in str(error), error" for call in calls]
+    edit = "try: Editor.edit(None, FACT)\nexcept TypeError as error: assert 'a list of facts' in str(error), error"
+    texts = dict(id="a", lang="en", relation="a", subject="Rome", prompt="{} is", target="x")
+    probe = f"try: Fact(paraphrases=('x',), **{texts})\nexcept RefusedInput as error: assert 'Probe' in str(error)"
+    lines += [f"FACT = Fact(**{texts})", edit, probe]
+    script = "\n".join(["import torch", "from langedit_core import *", "hf = torch.nn.Linear(1, 1)", *lines])
+    subprocess.run([sys.executable, "-c", script], check=True, cwd=tmp_path)
+    for given in (dict(langs="en"), dict(corpus="Some text.")):
+        with pytest.raises(TypeError, match=f"{next(iter(given))} is the text .*, expected a list"):
+            prepare_editor(tiny, **(dict(layers=(1, 2)) | given))
+    for use in (Drift.of, evaluate_xtreme):
+        with pytest.raises(TypeError, match="langs is the text 'de', expected a list"):
+            use(tiny, langs="de")
+
+
+def test_settings_are_refused_before_anything_is_made_of_them(tiny, monkeypatch):
+    monkeypatch.setattr("langedit_core.quickstart.sample_contexts", lambda *_, **__: pytest.fail("prefixes were made"))
+    with pytest.raises(ValueError, match="has layers 0 to 3"):
+        prepare_editor(tiny, layers=(1, 9), corpus=SENTENCES)
+    with pytest.raises(ValueError, match="^values.steps: Input should be greater than or equal to 1$"):
+        prepare_editor(tiny, layers=(1,), values=dict(steps=0), corpus=SENTENCES)
+    with pytest.raises(ValueError, match="values is 10, expected a mapping"):
+        prepare_editor(tiny, layers=(1,), values=10, corpus=SENTENCES)
+
+
+def test_what_an_editor_or_a_fact_cannot_take_is_named(tiny):
+    editor = prepare_editor(tiny, layers=(1,), langs=["en"], corpus=SENTENCES, prefixes=1)
+    with pytest.raises(ValueError, match="no context prefixes for language 'de'.*prepare_editor"):
+        editor.edit([Fact(id="a/1", lang="de", relation="a", subject="Rom", prompt="In {} ist", target="x")])
 
 
 def test_weights_that_are_no_numbers_or_not_there_are_refused(tiny):

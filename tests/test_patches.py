@@ -244,7 +244,7 @@ def test_only_as_many_batches_as_there_are_can_be_removed(last):
     patch, states = recorded()
     model = build_model("llama")
     patch.apply(model)
-    with pytest.raises(ValueError, match="the model holds 3 batches"):
+    with pytest.raises(ValueError, match="holds 3 batches of this patch; expected 1 to 3"):
         patch.remove(model, last)
     assert toy.same(toy.weights(model), states[3])
 

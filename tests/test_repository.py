@@ -184,7 +184,7 @@ def test_readme_script_stops_where_the_tables_say_something_else(tmp_path):
     path.write_text(text.replace("worse", "better"))
     run = [sys.executable, str(tmp_path / "scripts" / "readme.py")]
     stopped = subprocess.run(run, capture_output=True, text=True)
-    assert stopped.returncode == 1 and "LangEdit is worse than AlphaEdit on mzsRE" in stopped.stderr
+    assert stopped.returncode == 1 and "LangEdit keeps fewer edits than AlphaEdit" in stopped.stderr
     path.write_text(text.replace("efficacy_tf,langedit,alphaedit", "efficacy_tf,langedit,nobody"))
     stopped = subprocess.run(run, capture_output=True, text=True)
     assert "has 0 rows with" in stopped.stderr and "comparisons_mzsre.csv" in stopped.stderr

@@ -141,7 +141,7 @@ def test_a_prompt_longer_than_the_model_is_refused_before_anything_runs(tiny):
     assert len(score_options(tiny, long, [[[5], [6, 7]]])) == 1
     with pytest.raises(
         RefusedInput,
-        match="of 126 tokens with its answer has 129 tokens, .* 128 positions; ask for fewer",
+        match="a prompt with its examples and answer has 129 tokens, .* 128 positions; ask with fewer shots",
     ):
         generate(tiny, long, stop="\n", tokens=3)
 

@@ -380,7 +380,10 @@ def test_drift_starts_at_zero_is_there_after_every_batch_and_ends_where_the_last
     assert set(by_batch["step"]) == set(range(CELL.batches)) and (by_batch["value"] > 0).all()
     last = by_batch[by_batch["step"] == CELL.batches - 1].set_index(["lang", "fact"])["value"]
     assert last.to_dict() == kl["final"].to_dict()
-    assert len(last) == 2 * len(drift.neutral_texts()["en"])
+    paragraphs = {f"neutral/{name}" for name in drift.neutral_texts()["en"]}
+    assert len(last) == 2 * len(paragraphs)
+    # A paragraph and its translation are one unit: they share their content.
+    assert set(by_batch["fact"]) == set(kl["final"].reset_index()["fact"]) == paragraphs
 
 
 def test_a_damaged_drift_state_is_made_again(tmp_path, caplog):

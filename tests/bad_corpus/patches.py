@@ -259,7 +259,7 @@ MODELS = {
         _on(lambda model: model.hf.bfloat16() and None), r"model given is tiny-llama \(llama, bfloat16"),
     "applied twice": (
         _on(lambda model: recorded()[0].apply(model) and None), "holds 3 of the patch's 3 batches already"),
-    "more removed than it holds": (_removed(lambda patch, model: None, 4), "holds 3 batches"),
+    "more removed than it holds": (_removed(lambda patch, model: None, 4), "holds 3 batches of this patch; expected 1"),
     "removed from a model edited again": (
         _removed(lambda patch, model: _nudged(1)(model), 1), "does not hold this patch: its matrices"),
     "removed without the base": (
@@ -292,7 +292,7 @@ def _forged_base(world: World) -> object:
 
 
 FILES = {
-    "a folder": (_folder, "does not exist; expected a patch"),
+    "a folder": (_folder, "is a folder; expected a patch"),
     "nothing there": (lambda world: Patch.load(world.folder / "none.safetensors"), "expected a patch written by"),
     "a new patch over an old one": (_to("patch.safetensors"), "exists already and is not overwritten"),
     "a new patch without its suffix": (_to("patch.bin"), "a patch is a file called something.safetensors"),
