@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pandas as pd
 
-from langedit_core.stats import Estimate
+from langedit_core.stats import UNTESTED, Estimate
 from langedit_core.tables import format_ci
 
 if TYPE_CHECKING:
@@ -28,7 +28,6 @@ BASELINES = ("ft", "rome", "memit", "memit-seq", "rect", "prune", "alphaedit")
 
 EFFICACY = "efficacy (teacher-forced token accuracy)"
 F1 = "XTREME F1 (mean of XNLI, PAWS-X, MLQA, WikiANN)"
-UNTESTED = "not tested"
 PAPER_BATCH, PAPER_TRIPLETS = 100, 100_000
 PAPER_SIZES, PAPER_SMALLEST = "6–8B", 6.0
 

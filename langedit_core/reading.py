@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import pandas as pd
 
 from langedit_core.metrics import WHEN
+from langedit_core.stats import UNTESTED
 from langedit_core.tables import FULL, format_ci
 
 if TYPE_CHECKING:
@@ -75,6 +76,7 @@ def _against(tests: pd.DataFrame, reference: str) -> list[str]:
             told = format_ci(d.difference, d.low, d.high, d.n_facts, signed=True)
             parts.append(f"{FULL[metric]} {d.verdict} ({told})")
     sentences.append(f"{reference} against {rival} at the end, paired over facts: {'; '.join(parts)}.")
+    tests = tests[tests["verdict"] != UNTESTED]
     if len(others) > 1:
         told = []
         for verdict in ("better", "worse"):

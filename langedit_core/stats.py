@@ -27,6 +27,8 @@ ALPHA = 0.05
 BLOCK = 2**18  # values drawn at a time, so that they stay in the processor's cache
 DIGITS = 12  # decimals, relative to the largest value, to which equal means are equal however they were added up
 LOWER_IS_BETTER = frozenset({"drift_kl", "drift_ppl"})
+UNTESTED = "not tested"
+"""In place of a verdict, where an interval is all that can be given."""
 COMPARISON = (
     "metric", "when", "a", "b", "mean_a", "mean_b", "difference", "low", "high", "n_facts", "n_seeds", "p", "p_holm",
     "effect", "won", "lost", "verdict",
