@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from langedit_core.cli_common import DeviceOption, DtypeOption, refuse, say, shown, torch_dtype, write_csv
+from langedit_core.cli_common import DeviceOption, DtypeOption, check_output, refuse, say, shown, torch_dtype, write_csv
 from langedit_core.cli_data import data_app
 from langedit_core.cli_evaluate import evaluate
 from langedit_core.cli_patch import patch_app
@@ -361,8 +361,7 @@ def edit(
         check_recordable(method, damping)
     if resume and not (patch_path and patch_path.is_file()):
         refuse(f"--resume: there is no {output_path / 'patch.safetensors'} to go on with")
-    if output_path.exists() and not output_path.is_dir():
-        raise typer.BadParameter(f"--output-path {output_path} is a file; expected a folder, which may be new")
+    check_output(output_path)
     # Going on replaces what the shorter patch was written into: it is all in the patch.
     written = {output_path / "model": save_model, output_path / "adapter": peft}
     for path in [patch_path, *(path for path, asked in written.items() if asked)]:
@@ -397,7 +396,7 @@ def edit(
         if resume and path.exists():
             if asked:
                 shutil.rmtree(path)
-            else:
+            elif tried:
                 say(f"{path} is of the shorter patch; --resume with its option writes it anew")
     if peft:
         errors = to_peft(edited.patch, output_path / "adapter")

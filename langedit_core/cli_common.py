@@ -49,6 +49,16 @@ def shown(frame: pd.DataFrame) -> str:
     return frame.to_string(index=False, float_format="{:.3f}".format, na_rep="")
 
 
+def check_output(folder: Path | None) -> None:
+    """Refuse a file where a folder is to be written into, before anything is computed.
+
+    Raises:
+        typer.BadParameter: It is one.
+    """
+    if folder is not None and folder.exists() and not folder.is_dir():
+        raise typer.BadParameter(f"--output-path {folder} is a file; expected a folder, which may be new")
+
+
 def write_csv(frame: pd.DataFrame, folder: Path, name: str) -> None:
     from langedit_core.storage import write_text
     from langedit_core.tables import csv_table

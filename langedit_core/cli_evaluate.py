@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from langedit_core.cli_common import DeviceOption, DtypeOption, say, shown, torch_dtype, write_csv
+from langedit_core.cli_common import DeviceOption, DtypeOption, check_output, say, shown, torch_dtype, write_csv
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -53,8 +53,7 @@ def evaluate(
     from langedit_core.xtreme import fingerprint
     from langedit_core.xtreme_prompts import WORDINGS
 
-    if output_path is not None and output_path.exists() and not output_path.is_dir():
-        raise typer.BadParameter(f"--output-path {output_path} is a file; expected a folder, which may be new")
+    check_output(output_path)
     if facts is None and patch is None and not xtreme:
         raise typer.BadParameter("nothing is asked; give --facts, --patch or --xtreme")
     precision = torch_dtype(dtype)

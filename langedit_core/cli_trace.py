@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from langedit_core.cli_common import DeviceOption, DtypeOption, refuse, say, shown, torch_dtype, write_csv
+from langedit_core.cli_common import DeviceOption, DtypeOption, check_output, refuse, say, shown, torch_dtype, write_csv
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -61,6 +61,7 @@ def trace(
     from langedit_core.tracing import TraceSettings
     from langedit_core.tracing_study import trace_known
 
+    check_output(output_path)
     if facts is not None and data is not None:
         raise typer.BadParameter("--facts and --data both say what to trace; give one of them")
     asked_for, codes = _facts(facts, data, langs)

@@ -41,7 +41,7 @@ def where_own() -> str:
     return f"facts of your own are the data set NAME in {data_folder()[1]}/{FOLDER}/NAME.jsonl"
 
 
-def load_own(name: str, langs: Sequence[str] = CORE) -> FactSet:
+def load_own(name: str, langs: Sequence[str]) -> FactSet:
     """Facts of one's own, all of them to be edited.
 
     Args:

@@ -77,7 +77,8 @@ def test_what_is_no_editable_model_or_no_list_is_refused_with_what_to_do(tiny, t
     texts = dict(id="a", lang="en", relation="a", subject="Rome", prompt="{} is", target="x")
     probe = f"try: Fact(paraphrases=('x',), **{texts})\nexcept RefusedInput as error: assert 'Probe' in str(error)"
     lines += [f"FACT = Fact(**{texts})", edit, probe]
-    script = "\n".join(["import torch", "from langedit_core import *", "hf = torch.nn.Linear(1, 1)", *lines])
+    refused = [line + "\nelse: raise SystemExit('accepted')" if line.startswith("try") else line for line in lines]
+    script = "\n".join(["import torch", "from langedit_core import *", "hf = torch.nn.Linear(1, 1)", *refused])
     subprocess.run([sys.executable, "-c", script], check=True, cwd=tmp_path)
     for given in (dict(langs="en"), dict(corpus="Some text.")):
         with pytest.raises(TypeError, match=f"{next(iter(given))} is the text .*, expected a list"):

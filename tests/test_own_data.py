@@ -91,7 +91,7 @@ def test_what_is_not_there_is_named_with_what_is(folder):
     with pytest.raises(ValueError, match="unknown language of capitals.jsonl 'fr'; known: .*en"):
         load_data("capitals", ("en", "fr"))
     with pytest.raises(FileNotFoundError, match="no data set 'nothing'; facts of your own are"):
-        load_own("nothing")
+        load_own("nothing", ("en",))
 
 
 @pytest.mark.parametrize("name", ["../facts/capitals", "", ".capitals", "facts/../capitals", "/etc/passwd"])
