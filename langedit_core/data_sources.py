@@ -14,7 +14,7 @@ from urllib.parse import urlencode
 from langedit_core.datafiles import parse_json
 from langedit_core.errors import RefusedInput, unknown
 from langedit_core.languages import CORE, LANGUAGES, language
-from langedit_core.xtreme_data import AS_FILE, HUB, TASKS, XNLI_TWO
+from langedit_core.xtreme_data import HUB, TASKS, XNLI_TWO, as_line
 
 MZSRE_FILE = "mzsre.jsonl"
 LARGEST_PAIRS = 20_000_000  # bytes; the largest has about one million characters
@@ -265,7 +265,7 @@ def read_page(where: str, content: bytes, task: str) -> tuple[list[tuple[int, ob
         if entry.get("truncated_cells"):
             raise RefusedInput(f"{where}, row {number}: the service cut a cell; the record would not be whole")
         try:
-            lines.append((number, AS_FILE[task](row)))
+            lines.append((number, as_line(task, number, row)))
         except (KeyError, IndexError, TypeError, ValueError, AttributeError) as error:
             lines.append((number, RefusedInput(f"not the expected fields ({error!r})")))
     return lines, total

@@ -1,7 +1,8 @@
 """Records of four XTREME tasks in six languages: XNLI, PAWS-X, MLQA, WikiANN (arXiv 2003.11080), few-shot pool apart.
 
 A set is the file xtreme/<task>_<lang>.jsonl; pool = its first ten lines, records = the rest. What a file cannot give
-is dropped and named; what does not exist is an error of its own, so that nobody averages over it by accident.
+is dropped and named; what does not exist is an error of its own, so that nobody averages over it by accident. Lines of
+one task whose `item` is the same in several languages are translations of one another.
 """
 
 from __future__ import annotations
@@ -18,9 +19,12 @@ from langedit_core.records import printable
 from langedit_core.xtreme_answers import TYPES, locate_names, names_of
 
 TASKS = ("xnli", "pawsx", "mlqa", "wikiann")
+TRANSLATED = ("xnli", "pawsx", "mlqa")  # tasks whose public sets say the same things in every language
+ITEM = "item "  # how the id of a record begins that has the same id in every language
 SOURCES = ("auto", "files", "hub")
 POOL = 10
 LONGEST_TEXT = 20_000  # characters; contexts of MLQA are paragraphs
+LONGEST_ITEM = 100
 
 CLASSES: dict[str, dict[str, str]] = {
     "xnli": {name: name for name in ("entailment", "not_entailment", "neutral", "contradiction")},
@@ -42,7 +46,7 @@ class Example:
     """One record.
 
     Attributes:
-        id: Line or row it comes from.
+        id: `ITEM` and the item it is in every language, where its line names one; else the line or row it comes from.
         texts: (premise, hypothesis), (sentence, sentence), (context, question) or (sentence,), each on one line.
         answers: The class; or the true answers; or one label text with a line per entity type.
     """
@@ -107,6 +111,7 @@ def load_task(task: str, lang: str, limit: int | None = None, *, source: str = "
     pool: list[Example] = []
     records: list[Example] = []
     dropped: list[str] = []
+    items: set[str] = set()
     for position, (where, line) in enumerate(lines):
         try:
             if isinstance(line, RefusedInput):
@@ -114,10 +119,13 @@ def load_task(task: str, lang: str, limit: int | None = None, *, source: str = "
             example = parse_example(task, lang, where.rsplit(", ", 1)[-1], line)
             if position >= POOL and any(example.texts == shown.texts for shown in pool):
                 raise RefusedInput("the same texts are in the few-shot pool")
+            if position >= POOL and example.id in items:
+                raise RefusedInput(f"another line has {example.id} too")
         except RefusedInput as reason:
             dropped.append(str(reason) if str(reason).startswith(where) else f"{where}: {reason}")
             continue
         (pool if position < POOL else records).append(example)
+        items |= {example.id} if position >= POOL else set()
     if not records:
         raise ValueError(f"{name} holds no usable record to evaluate ({'; '.join(dropped[:3]) or 'too few lines'})")
     return TaskData(
@@ -157,6 +165,10 @@ def parse_example(task: str, lang: str, id_: str, record: object) -> Example:
     """
     if not isinstance(record, dict):
         raise RefusedInput(f"expected a JSON object, found {type(record).__name__}")
+    if (item := record.get("item")) is not None:
+        if type(item) not in (str, int) or not str(item).strip() or not printable(str(item), LONGEST_ITEM):
+            raise RefusedInput(f"item is {str(item)[:40]!r}, expected a number or a short text")
+        id_ = ITEM + str(item)
     if task in CLASSES:
         texts = (_text(record, "sentence1"), _text(record, "sentence2"))
         label = str(record.get("label"))
@@ -236,7 +248,7 @@ def _hub(task: str, lang: str) -> tuple[Iterator[tuple[str, object]], str]:
             for number, row in enumerate(part):
                 where = f"{name}, {split} row {number}"
                 try:
-                    yield where, AS_FILE[task](row)
+                    yield where, as_line(task, number, row)
                 except (KeyError, IndexError, TypeError) as error:
                     yield where, RefusedInput(f"{where}: not the expected fields ({error!r})")
 
@@ -267,3 +279,12 @@ AS_FILE = {
     "wikiann": lambda row: {"text": " ".join(row["tokens"]), "label": _label_of(row["tokens"], row["ner_tags"])},
 }  # fmt: skip
 """Task -> a row of the public data set in the form of a line of the files."""
+
+
+def as_line(task: str, number: int, row: Mapping) -> dict:
+    """A row of a public set as a line of the files; a translated one with the item it is in every language.
+
+    XNLI's and PAWS-X's rows stand in the same order in all languages, MLQA's carry ids.
+    """
+    item = row.get("id") if task == "mlqa" else number if task in TRANSLATED else None
+    return ({} if item is None else {"item": item}) | AS_FILE[task](row)

@@ -7,7 +7,7 @@ serves the whole set, any bootstrap resample of it, and a mean (features (x, 1),
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -16,6 +16,7 @@ from jaxtyping import Float, Int
 
 from langedit_core.errors import unknown
 from langedit_core.stats import LEVEL, RESAMPLES, TEST_RESAMPLES, Estimate, bootstrap_p
+from langedit_core.xtreme_data import ITEM
 
 XTREME_METRICS: dict[str, str] = {
     "xnli2_acc": "XNLI as entailment or not: share of records whose true class has the likelier word",
@@ -158,15 +159,37 @@ def corpus_value(metric: str, rows: pd.DataFrame) -> float:
     return float(ADDITIVE[metric].value(features.sum(0, keepdims=True))[0])
 
 
-def draws(
-    metric: str, rows: pd.DataFrame, seed: int = 0, name: str = "", resamples: int = RESAMPLES
-) -> Float[np.ndarray, " resamples"]:
-    """The metric on bootstrap resamples of the records; sets of another `name` are resampled independently."""
-    features = features_of(metric, rows)
-    n = len(features)
+def _multinomial(n: int, name: str, resamples: int, seed: int = 0) -> Int[np.ndarray, "resamples n"]:
+    """How often each of n records is in each bootstrap resample; those of another `name` are drawn independently."""
     entropy = int.from_bytes(hashlib.sha256(f"{seed}|{name}".encode()).digest()[:8])
-    counts: Int[np.ndarray, "resamples n"] = np.random.default_rng(entropy).multinomial(n, [1 / n] * n, resamples)
-    return ADDITIVE[metric].value(counts @ features)
+    return np.random.default_rng(entropy).multinomial(n, [1 / n] * n, resamples)
+
+
+def resample(
+    task: str, records: Mapping[str, Sequence[str]], resamples: int = RESAMPLES
+) -> dict[str, Int[np.ndarray, "resamples n"]]:
+    """How often each record of each language is in each bootstrap resample of a task.
+
+    Records that are one item in several languages are drawn together, since an item that is hard in one of them is hard
+    in the others; where a line names no item, a language is drawn by itself.
+
+    Args:
+        task: Other tasks are drawn independently.
+        records: Language -> ids, in the order of the columns.
+        resamples: How many.
+    """
+    joint = [lang for lang, ids in records.items() if all(id_.startswith(ITEM) for id_ in ids)]
+    items = sorted({id_ for lang in joint for id_ in records[lang]})
+    drawn = _multinomial(len(items), task, resamples) if items else None
+    found = {}
+    for lang, ids in records.items():
+        if lang not in joint:
+            found[lang] = _multinomial(len(ids), f"{task}/{lang}", resamples)
+            continue
+        counts = drawn[:, np.searchsorted(items, ids)]
+        counts[counts.sum(axis=1) == 0] = 1  # a draw that missed a small language altogether says nothing about it
+        found[lang] = counts
+    return found
 
 
 def estimate(value: float, n: int, drawn: Float[np.ndarray, " resamples"]) -> Estimate:
@@ -179,8 +202,9 @@ def estimate(value: float, n: int, drawn: Float[np.ndarray, " resamples"]) -> Es
 
 def bootstrap(metric: str, rows: pd.DataFrame, seed: int = 0) -> Estimate:
     """The metric with its interval over records; see `features_of` for its arguments and errors."""
-    drawn = draws(metric, rows, seed)
-    return estimate(corpus_value(metric, rows), rows["record"].nunique(), drawn)
+    features = features_of(metric, rows)
+    drawn = ADDITIVE[metric].value(_multinomial(len(features), "", RESAMPLES, seed) @ features)
+    return estimate(corpus_value(metric, rows), len(features), drawn)
 
 
 def drawn_values(
@@ -189,8 +213,9 @@ def drawn_values(
     """Every metric of every set, and the means, with draws: (task, language, metric) -> value and draws.
 
     Language "all" is the mean over the languages that have the task, each weighing the same; task "xtreme" the mean
-    over tasks, there only if all four are asked for. Records are resampled per task and language, those of two models
-    that answered the same ones alike. What is n/a has value NaN and n = 0.
+    over tasks, there only if all four are asked for. Records are resampled per task and language, translations of one
+    item together (`resample`), those of two models that answered the same ones alike. What is n/a has value NaN and
+    n = 0.
 
     Args:
         rows: task, lang, record, metric, value, one per record and measure.
@@ -210,12 +235,16 @@ def drawn_values(
         return estimate(value, sum(each.n for each, _ in parts), drawn), drawn
 
     for task in tasks:
+        # Sorted as `features_of` sorts them.
+        there = {lang: sorted(of_set[task, lang]["record"].unique()) for lang in langs if (task, lang) in of_set}
+        counts = resample(task, there, resamples)
         for metric in metrics_of(task, rows):
             for lang in langs:
                 parts = []
-                if (own := of_set.get((task, lang))) is not None:
-                    drawn = draws(metric, own, name=f"{task}/{lang}", resamples=resamples)
-                    parts = [(estimate(corpus_value(metric, own), own["record"].nunique(), drawn), drawn)]
+                if lang in there:
+                    features = features_of(metric, own := of_set[task, lang])
+                    drawn = ADDITIVE[metric].value(counts[lang] @ features)
+                    parts = [(estimate(corpus_value(metric, own), len(features), drawn), drawn)]
                 found[task, lang, metric] = mean(parts)
             found[task, ALL, metric] = mean([found[task, lang, metric] for lang in langs])
     if set(tasks) == set(TASK_METRICS):

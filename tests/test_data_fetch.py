@@ -33,7 +33,7 @@ from langedit_core.errors import RefusedInput
 from langedit_core.languages import CORE, LANGUAGES
 from langedit_core.mzsre import load_bzsre, load_mzsre
 from langedit_core.storage import CorruptFile
-from langedit_core.xtreme_data import HUB, TASKS, XNLI_THREE, XNLI_TWO, load_task
+from langedit_core.xtreme_data import HUB, ITEM, TASKS, XNLI_THREE, XNLI_TWO, load_task
 
 
 @pytest.fixture
@@ -98,6 +98,7 @@ def test_a_task_becomes_a_pool_and_records_that_its_loader_takes(home, folder, t
     assert (len(data.pool), len(data.records), data.dropped) == (10, 105 - nobody, ())
     assert "validation" in str(data.pool[0].texts) and "test" in str(data.records[0].texts)
     assert ("rows left out" in done.output) == bool(nobody)
+    assert all(record.id.startswith(ITEM) == (task != "wikiann") for record in data.records)
     assert "first seen: trusted and recorded" in done.output
     entry = lock(folder)["files"][f"xtreme/{task}_de.jsonl"]
     assert entry["sha256"] == hashlib.sha256((folder / f"xtreme/{task}_de.jsonl").read_bytes()).hexdigest()

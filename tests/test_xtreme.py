@@ -27,6 +27,7 @@ from langedit_core.xtreme_metrics import (
     differences,
     drawn_values,
     features_of,
+    resample,
 )
 from langedit_core.xtreme_prompts import (
     SHOTS,
@@ -162,6 +163,7 @@ PUBLIC = {
     ("facebook/xnli", "de"): lambda n: {"premise": f"p{n}", "hypothesis": f"h{n}", "label": n % 3},
     ("google/xtreme", "PAWS-X.fr"): lambda n: {"sentence1": f"a{n}", "sentence2": f"b{n}", "label": str(n % 2)},
     ("google/xtreme", "MLQA.zh.zh"): lambda n: {
+        "id": f"hash{n}",
         "context": f"在{n}年北京",
         "question": f"{n}？",
         "answers": {"answer_start": [0, 1], "text": ["北京", f"{n}年"]},
@@ -193,14 +195,39 @@ def test_without_files_the_public_sets_are_read_into_the_same_records(hub):
     xnli = load_task("xnli", "de")
     assert xnli.classes == ("entailment", "neutral", "contradiction") and len(xnli.pool) == POOL
     assert (xnli.pool[0].texts, xnli.records[1].texts) == (("p100", "h100"), ("p1", "h1"))
-    assert xnli.records[2].answers == ("contradiction",) and xnli.records[0].id == "test row 0"
+    assert xnli.records[2].answers == ("contradiction",) and xnli.records[0].id == "item 0"
     assert load_task("pawsx", "fr").records[1].answers == ("paraphrase",)
-    assert load_task("mlqa", "zh").records[5].answers == ("北京", "5年")
-    wikiann = load_task("wikiann", "nl")
+    mlqa, wikiann = load_task("mlqa", "zh"), load_task("wikiann", "nl")
+    assert mlqa.records[5].answers == ("北京", "5年") and mlqa.records[5].id == "item hash5"
+    assert wikiann.records[3].id == "test row 3"  # its sentences are other ones in every language
     assert wikiann.records[3].answers == ("ORG: Rijk Museum\nPER: Jan",)
     assert len(wikiann.records) == 13  # the sentence without a name is left out
     assert wikiann.dropped == ("google/xtreme (PAN-X.nl), test row 12: label names no entity",)
     assert hub[:2] == [("facebook/xnli", "de", "validation"), ("facebook/xnli", "de", "test")]
+
+
+@pytest.mark.parametrize(
+    ("item", "reason"),
+    [
+        (3, "another line has item 3 too"),
+        ("3", "another line has item 3 too"),
+        (True, "item is 'True', expected a number or a short text"),
+        ([1], "item is '[1]'"),
+        (" ", "item is ' '"),
+        ("x" * 101, "item is 'x"),
+    ],
+)
+def test_items_that_are_none_or_come_twice_are_dropped_and_named(data, item, reason):
+    rows = [
+        dict(sentence1=f"premise {n}", sentence2=f"hypothesis {n}", label="entailment", item=n - POOL)
+        for n in range(POOL + 6)
+    ]
+    rows[POOL + 5]["item"] = item
+    data("xnli", "en", rows)
+    found = load_task("xnli", "en")
+    assert [record.id for record in found.records] == [f"item {n}" for n in range(5)]
+    (why,) = found.dropped
+    assert reason in why and f"line {POOL + 6}" in why
 
 
 def test_rows_of_another_form_are_dropped_and_named(hub, monkeypatch):
@@ -583,6 +610,29 @@ def answers(right: dict[str, int], n: int = 40) -> pd.DataFrame:
         ],
         ignore_index=True,
     )  # fmt: skip
+
+
+def test_translations_of_one_item_are_resampled_together():
+    """An item answered in both languages or in neither is one piece of news: the mean is as wide as one language's."""
+    apart = answers({"en": 20, "de": 20})
+    together = apart.assign(record=apart["record"].map("item {}".format))
+    half = 1.96 * 0.5 / np.sqrt(40)
+    width = {}
+    for name, rows in (("apart", apart), ("together", together)):
+        found = drawn_values(rows, ("mlqa",), ("en", "de"))
+        assert found["mlqa", "all", "mlqa_f1"][0].value == 0.5 and found["mlqa", "all", "mlqa_f1"][0].n == 80
+        width[name] = {lang: np.diff(found["mlqa", lang, "mlqa_f1"][0][2:])[0] / 2 for lang in ("en", "all")}
+    assert width["apart"] == pytest.approx({"en": half, "all": half / np.sqrt(2)}, rel=0.1)
+    assert width["together"] == pytest.approx({"en": half, "all": half}, rel=0.1)
+
+
+def test_items_that_not_all_languages_have_are_drawn_with_those_that_do():
+    counts = resample("mlqa", {"en": ["item a", "item b", "item c"], "de": ["item b"], "zh": ["r0", "r1"]}, 500)
+    assert {lang: drawn.shape for lang, drawn in counts.items()} == {"en": (500, 3), "de": (500, 1), "zh": (500, 2)}
+    drawn = counts["en"][:, 1] > 0
+    assert (counts["de"][drawn, 0] == counts["en"][drawn, 1]).all() and 250 < drawn.sum() < 450
+    assert (counts["de"][~drawn] == 1).all()  # no draw is empty
+    assert (counts["zh"].sum(axis=1) == 2).all()
 
 
 def test_two_models_are_compared_record_by_record():

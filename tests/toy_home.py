@@ -89,7 +89,12 @@ def row(task: str, name: str, n: int) -> dict:
     if task == "pawsx":
         return dict(sentence1=f"It is {name}.", sentence2=f"{name} is it.", label=str(n % 2))
     if task == "mlqa":
-        return dict(context=f"In {name} it was he.", question="Who?", answers=dict(text=["he"], answer_start=[0]))
+        return dict(
+            id=f"{name}#1",
+            context=f"In {name} it was he.",
+            question="Who?",
+            answers=dict(text=["he"], answer_start=[0]),
+        )
     tags = [0, 0, 0] if n % 10 == 7 else [1, 2, 0]  # every tenth sentence names nobody
     return dict(tokens=[f"Ada{n}", "Byron", name], ner_tags=tags, langs=["xx"] * 3)
 
