@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import copy
-import math
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -16,10 +15,11 @@ import pandas as pd
 
 from langedit_core import factors, mixing
 from langedit_core.analysis import Study
+from langedit_core.drift import METRICS as DRIFT
 from langedit_core.nullspace import Threshold
 from langedit_core.profiles import hyperparameters
 from langedit_core.results import Cell
-from langedit_core.stats import ALPHA, LOWER_IS_BETTER, TEST_RESAMPLES, VERDICTS, holm, paired, per_fact, summarise
+from langedit_core.stats import SHOWN, judged, paired, per_fact, resamples_for, summarise
 from langedit_core.tables import format_ci
 
 BASE = "langedit"
@@ -60,6 +60,8 @@ def variant(cell: Cell) -> str:
         name += ", no past keys"
     if settings.threshold != usual.threshold:
         name += f", {told(settings.threshold)}"
+    if settings.hold_ridge and not usual.hold_ridge:
+        name += ", λ held"
     return name
 
 
@@ -116,17 +118,18 @@ def pairs(variants: Study, data: str) -> Iterator[tuple[str, str, str]]:
 def comparisons(variants: Study, data: str, seed: int = 0) -> pd.DataFrame:
     """Paired differences a − b over facts (and seeds) of everything compared: one family for Holm's correction.
 
+    Drift has intervals and no verdicts, as in `Study.tests`.
+
     Returns:
-        Columns question, a, b, metric, when, difference, low, high, n, p, p_holm, verdict (one of `VERDICTS`, about a;
-        of drift, less is better). Intervals are those of one comparison alone.
+        Columns question, a, b, metric, when, difference, low, high, n, p, p_holm, verdict (about a, see
+        `stats.judged`). Intervals are those of one comparison alone.
     """
     rows = rows_of(variants, data)
     keys = ["method", "metric", "when"]
     values = per_fact(rows[rows["metric"].isin({m for m, _ in MEASURES})], [*keys, "seed", "fact"])
     values = {key: part.droplevel(keys) for key, part in values.groupby(level=keys)}
     wanted, out = list(pairs(variants, data)), []
-    # So many that the smallest possible p-value, times the family, is a quarter of α.
-    resamples = max(TEST_RESAMPLES, math.ceil(8 * len(wanted) * len(MEASURES) / ALPHA) - 1)
+    resamples = resamples_for(len(wanted) * len(MEASURES))
     for question, a, b in wanted:
         for metric, when in MEASURES:
             found = paired(*(values[name, metric, when] for name in (a, b)), seed, resamples)
@@ -136,21 +139,14 @@ def comparisons(variants: Study, data: str, seed: int = 0) -> pd.DataFrame:
                 | dict(n=d.n, p=found.p)
             )
     table = pd.DataFrame(out, columns=["question", "a", "b", "metric", "when", "difference", "low", "high", "n", "p"])
-    table["p_holm"] = holm(table["p"]) if len(table) else []
-    better, worse, nothing = VERDICTS
-    gain = table["difference"] * [-1 if metric in LOWER_IS_BETTER else 1 for metric in table["metric"]]
-    table["verdict"] = [
-        nothing if p >= ALPHA or g == 0 else better if g > 0 else worse
-        for g, p in zip(gain, table["p_holm"], strict=True)
-    ]
-    return table
+    return judged(table, DRIFT)
 
 
 def readable(found: pd.DataFrame, question: str) -> pd.DataFrame:
     """`comparisons` of one question as they are read: a row per pair, a column per measure, verdicts where shown."""
     part = found[found["question"] == question]
     cells = [
-        "+" * (r.difference > 0) + format_ci(r.difference, r.low, r.high) + f" {r.verdict}" * (r.verdict != VERDICTS[2])
+        "+" * (r.difference > 0) + format_ci(r.difference, r.low, r.high) + f" {r.verdict}" * (r.verdict in SHOWN)
         for r in part.itertuples()
     ]
     measure = [MEASURES[key] for key in zip(part["metric"], part["when"], strict=True)]

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import functools
 import itertools
-import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -33,15 +32,13 @@ from langedit_core.reading import reading
 from langedit_core.results import Cell, CellResult, is_known, load_result
 from langedit_core.stats import (
     LOWER_IS_BETTER,
-    UNTESTED,
     Estimate,
     best_cells,
     compare_methods,
-    holm,
+    judged,
     paired_difference,
     per_fact,
     summarise,
-    verdict,
 )
 from langedit_core.study import run_cells
 from langedit_core.tables import COLUMNS, FULL, MISSING, Bold, format_ci, full_table
@@ -194,11 +191,8 @@ class Study:
         if seeds:
             rows = rows[rows["method"].isin(others)]
         rows = rows[(rows["when"] == when) & rows["metric"].isin(METRICS)]
-        rows = rows.assign(drift=rows["metric"].isin(DRIFT))
-        found = compare_methods(rows, reference, by=["data", "drift"], family=["drift"])
         # Six paragraphs can pass no correction, however far apart methods are: there are intervals, and no verdict.
-        found.loc[found["drift"], ["p_holm", "verdict"]] = [math.nan, UNTESTED]
-        found = found.drop(columns="drift")
+        found = compare_methods(rows, reference, untested=DRIFT)
         order = {name: i for i, name in enumerate([*METRICS, *self.methods])}
         return found.sort_values(["metric", "b"], key=lambda names: names.map(order), ignore_index=True)
 
@@ -517,10 +511,8 @@ class Study:
                 row = dict(a=reference, b=method, mean_a=d["a"], mean_b=d["b"], n_seeds=len(seeds))
                 rows.append(row | {name: d[name] for name in numbers})
         columns = ["a", "b", "mean_a", "mean_b", *numbers[:-2], "n", "n_seeds", "p"]
-        found = pd.DataFrame(rows, columns=columns)
-        corrected = holm(found["p"]) if len(found) else []
-        gains = [verdict(gain, p) for gain, p in zip(found["difference"], corrected, strict=True)]
-        return found.assign(p_holm=corrected, verdict=gains).drop(columns="p")
+        found = pd.DataFrame(rows, columns=columns).assign(metric="xtreme_f1")
+        return judged(found).drop(columns=["metric", "p"])
 
     def xtreme_comparisons(self, data: str, *references: str) -> pd.DataFrame:
         """`xtreme_tests` as it is read; every reference is a family of its own."""

@@ -60,6 +60,11 @@ class EditSettings(BaseModel):
     covariance_weight: float = Field(0.0, ge=0, description="λ₀ of A = λ₀C₀; used with space='whole'")
     ridge: float = Field(1.0, gt=0, description="λ, relative to the mean energy of the projected keys or absolute")
     relative_ridge: bool = True
+    hold_ridge: bool = Field(
+        False,
+        exclude_if=lambda held: not held,  # came later: what was computed before keeps its hash
+        description="the relative ridge stays relative to what the first batch's keys had left, however little comes",
+    )
     threshold: Threshold = Threshold()
     spread: Literal["joint", "residual"] = Field(
         "joint", description="one δ per layer, optimised together; or one target shared out over the layers (published)"
@@ -106,6 +111,8 @@ class EditSettings(BaseModel):
         penalised = self.constraint == "penalty" and self.finetune is None
         if self.space == "whole" and penalised and not self.covariance_weight > 0:
             raise ValueError("space='whole' needs covariance_weight > 0 (λ₀ of MEMIT)")
+        if self.hold_ridge and not self.relative_ridge:
+            raise ValueError("hold_ridge says what a relative ridge is relative to; an absolute one never changes")
         if self.one_by_one and len(self.layers) > 1:
             raise ValueError(f"one_by_one (ROME) edits one layer, not {list(self.layers)}; pass layers=(...) with one")
         if self.meets == "bare" and self.constraint != "exact":
@@ -670,6 +677,7 @@ class LayerState:
         self.initial = self.weight
         self.past: tuple[Float[Tensor, "d _"], ...] = ()
         self.past_gram: Float[Tensor, "d d"] | None = None  # Σ kkᵀ of past keys that are not kept one by one
+        self.energy: float | None = None  # mean ‖Pk‖² of the first batch, where the ridge is held at it
         d = model.d_ff
         self.metric: Metric | None = None
         if settings.space == "whole":
@@ -692,9 +700,9 @@ class LayerState:
         """The update of one batch, ΔW = R Bᵀ with B of `solve_update`, and which facts it edits.
 
         A key of which the space leaves a share of `exhausted` or less of its energy is not edited: its column of B is
-        zero. λ is `ridge`, relative to the mean energy ‖Pk‖² of the keys that are left where `relative_ridge` says so;
-        with a covariance metric there is none. SPHERE turns B off the main directions of the weight as it is now, with
-        the earlier batches in it.
+        zero. λ is `ridge`, relative to the mean energy ‖Pk‖² of the keys that are left where `relative_ridge` says so,
+        of those of the first batch where `hold_ridge` does; with a covariance metric there is none. SPHERE turns B off
+        the main directions of the weight as it is now, with the earlier batches in it.
 
         Args:
             space: Directions free for this batch.
@@ -714,7 +722,7 @@ class LayerState:
         if alive.any():
             metric = self.metric
             if metric is None:
-                energy = float(space.project(keys[:, alive].double()).square().sum(0).mean())
+                energy = self._mean_energy(space, keys[:, alive]) if self.energy is None else self.energy
                 metric = RidgeMetric(space, settings.ridge * (energy if settings.relative_ridge else 1.0))
             past = torch.cat(self.past, dim=1) if self.past else None
             exact = settings.constraint == "exact"
@@ -747,7 +755,15 @@ class LayerState:
         """What this state becomes with the batch taken in; nothing is changed yet. The weight is the model's."""
         past, gram = self._with(update.keys) if self.settings.remember else ((), None)
         projector = self.projector.taking(update.keys)
-        return dict(weight=self.model.weight(self.layer).clone(), past=past, past_gram=gram, projector=projector)
+        known = dict(weight=self.model.weight(self.layer).clone(), past=past, past_gram=gram, projector=projector)
+        if self.settings.hold_ridge and self.energy is None:
+            alive = self.space().survival(update.keys) > self.settings.exhausted
+            known |= dict(energy=self._mean_energy(self.space(), update.keys[:, alive]) if alive.any() else None)
+        return known
+
+    @staticmethod
+    def _mean_energy(space: NullSpace, keys: Float[Tensor, "d_in n"]) -> float:
+        return float(space.project(keys.double()).square().sum(0).mean())
 
     def _with(self, keys: Float[Tensor, "d n"]) -> tuple[tuple[Tensor, ...], Float[Tensor, "d d"] | None]:
         """`past` and `past_gram` with `keys` among them."""

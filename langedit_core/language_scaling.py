@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import pandas as pd
 
 from langedit_core.interference import followed
-from langedit_core.stats import LOWER_IS_BETTER, holm, interval, paired, per_fact, summarise, verdict
+from langedit_core.stats import interval, judged, paired, per_fact, summarise
 from langedit_core.tables import format_ci
 from langedit_core.xtreme_metrics import differences
 
@@ -169,11 +169,7 @@ def prices(study: Study, data: str) -> pd.DataFrame:
                     )
                 )
         out += _xtreme_prices(study, data, method)
-    frame = pd.DataFrame(out)
-    frame["p_holm"] = holm(frame["p"])
-    sign = [-1 if m in LOWER_IS_BETTER else 1 for m in frame["metric"]]
-    frame["verdict"] = [verdict(*of) for of in zip(sign * frame["difference"], frame["p_holm"], strict=True)]
-    return frame.drop(columns="p")
+    return judged(pd.DataFrame(out)).drop(columns="p")
 
 
 def _xtreme_prices(study: Study, data: str, method: str) -> list[dict]:

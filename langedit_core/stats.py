@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Container, Iterable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -33,7 +33,9 @@ COMPARISON = (
     "metric", "when", "a", "b", "mean_a", "mean_b", "difference", "low", "high", "n_facts", "n_seeds", "p", "p_holm",
     "effect", "won", "lost", "verdict",
 )  # fmt: skip
-VERDICTS = ("better", "worse", "no difference shown")
+JUDGED = ("p_holm", "verdict")
+SHOWN = ("better", "worse")
+VERDICTS = (*SHOWN, "no difference shown")
 
 
 class Estimate(NamedTuple):
@@ -318,25 +320,21 @@ def holm(pvalues: Iterable[float]) -> np.ndarray:
 
 
 def compare_methods(
-    rows: pd.DataFrame, reference: str, by: Sequence[str] = ("data",), *, family: Sequence[str] = (), seed: int = 0
+    rows: pd.DataFrame, reference: str, by: Sequence[str] = ("data",), *, untested: Container[str] = (), seed: int = 0
 ) -> pd.DataFrame:
     """`reference` against every other method, metric by metric and moment by moment.
-
-    Verdicts follow the p-values that Holm's method corrected, so an interval, which is that of one comparison alone,
-    may exclude zero where no difference is shown.
 
     Args:
         rows: As for `summarise`, with a column `method`.
         reference: Method `a` of every comparison.
         by: Columns that separate comparisons, beside metric and when.
-        family: Columns within which p-values are corrected together; by default the whole table is one family, since
-            who reads it makes all its comparisons.
+        untested: Metrics of which differences and intervals are all that is told, see `judged`.
         seed: Of the resampling.
 
     Returns:
         Columns `by` + metric, when, a, b, mean_a, mean_b (over the facts and seeds of both), difference (a − b), low,
-        high, n_facts, n_seeds, p, p_holm, effect (d_z), won, lost (facts on which a is better, worse) and verdict, one
-        of `VERDICTS`, about a. Where less is better (`LOWER_IS_BETTER`), a negative difference is the better one.
+        high, n_facts, n_seeds, p, p_holm, effect (d_z), won, lost (facts on which a is better, worse) and verdict about
+        a (`judged`).
 
     Raises:
         ValueError: A column is missing, no rows, a value is not finite, the reference has no rows in some group, or
@@ -347,7 +345,7 @@ def compare_methods(
         if reference not in methods:
             raise ValueError(f"{reference!r} has no rows for {' '.join(map(str, labels))}, only {', '.join(methods)}")
     pairs = [(labels, b) for labels, methods in groups.items() for b in methods if b != reference]
-    resamples, out = _resamples(len(pairs)), []
+    resamples, out = resamples_for(len(pairs)), []
     for labels, b in pairs:
         found = paired(groups[labels][reference], groups[labels][b], seed, resamples)
         names = dict(zip([*by, "metric", "when"], labels, strict=True))
@@ -357,17 +355,35 @@ def compare_methods(
             | dict(a=reference, b=b)
             | dict(zip(("mean_a", "mean_b"), found.means, strict=True))
             | dict(zip(("difference", "low", "high"), (d.value, d.low, d.high), strict=True))
-            | dict(n_facts=d.n, n_seeds=found.n_seeds, p=found.p, p_holm=found.p, effect=found.effect.value)
+            | dict(n_facts=d.n, n_seeds=found.n_seeds, p=found.p, effect=found.effect.value)
             | dict(zip(("lost", "won") if less else ("won", "lost"), (found.won, found.lost), strict=True))
         )
-    table = pd.DataFrame(out, columns=[*by, *COMPARISON])
-    if len(table):
-        together = table.groupby(list(family), sort=False)["p"] if family else [((), table["p"])]
-        for _, p in together:
-            table.loc[p.index, "p_holm"] = holm(p)
-    sign = [-1 if metric in LOWER_IS_BETTER else 1 for metric in table["metric"]]
-    table["verdict"] = [verdict(g, p) for g, p in zip(sign * table["difference"], table["p_holm"], strict=True)]
-    return table
+    columns = [*by, *COMPARISON]
+    return judged(pd.DataFrame(out, columns=[c for c in columns if c not in JUDGED]), untested)[columns]
+
+
+def judged(found: pd.DataFrame, untested: Container[str] = ()) -> pd.DataFrame:
+    """Comparisons with corrected p-values and verdicts.
+
+    Verdicts follow the p-values that Holm's method corrected, so an interval, which is that of one comparison alone,
+    may exclude zero where no difference is shown. All comparisons of the table are one family, since who reads it makes
+    them all, but for those that are not tested.
+
+    Args:
+        found: Columns metric, difference and p, and any others. Where less is better (`LOWER_IS_BETTER`), a negative
+            difference is the better one.
+        untested: Metrics of too few units for any correction to pass; their p_holm is NaN, their verdict `UNTESTED`.
+
+    Returns:
+        `found` and the columns p_holm and verdict, one of `VERDICTS`.
+    """
+    tested = np.array([metric not in untested for metric in found["metric"]], dtype=bool)
+    adjusted = np.full(len(found), math.nan)
+    if tested.any():
+        adjusted[tested] = holm(found.loc[tested, "p"])
+    gain = found["difference"] * [-1 if metric in LOWER_IS_BETTER else 1 for metric in found["metric"]]
+    told = [_verdict(g, p) if known else UNTESTED for g, p, known in zip(gain, adjusted, tested, strict=True)]
+    return found.assign(p_holm=adjusted, verdict=pd.Series(told, index=found.index, dtype=object))
 
 
 def best_cells(rows: pd.DataFrame, by: Sequence[str] = ("model", "data"), *, seed: int = 0) -> set[tuple]:
@@ -395,21 +411,21 @@ def best_cells(rows: pd.DataFrame, by: Sequence[str] = ("model", "data"), *, see
         judged = {m: values.loc[common] if len(common) else values for m, values in methods.items()}
         _, best = max((sign * round(values.mean(), DIGITS), method) for method, values in judged.items())
         others = [m for m in methods if m != best]
-        resamples = _resamples(len(others))
+        resamples = resamples_for(len(others))
         p = [paired(methods[best], methods[m], seed, resamples).p for m in others]
         kept = [m for m, adjusted in zip(others, holm(p), strict=True) if adjusted >= ALPHA] if others else []
         cells |= {(*where, method, when, metric) for method in (best, *kept)}
     return cells
 
 
-def verdict(gain: float, p: float) -> str:
+def _verdict(gain: float, p: float) -> str:
     """One of `VERDICTS`, from a difference that is positive where it is an improvement, and its corrected p-value."""
     better, worse, nothing = VERDICTS
     return nothing if p >= ALPHA or gain == 0 else better if gain > 0 else worse
 
 
-def _resamples(family: int) -> int:
-    """So many that in a family of this size the smallest possible p-value, times the family, is a quarter of α."""
+def resamples_for(family: int) -> int:
+    """How many, so that in a family of this size the smallest possible p-value, times it, is a quarter of α."""
     return max(TEST_RESAMPLES, math.ceil(8 * family / ALPHA) - 1)
 
 

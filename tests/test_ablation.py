@@ -176,7 +176,8 @@ def test_thresholds_are_ordered_by_what_they_leave_free(variants):
 
 def test_differences_are_paired_and_corrected_over_everything(found):
     assert len(found) == (2 + 3 + 4 + 4) * len(ablation.MEASURES)
-    assert found["p_holm"].tolist() == pytest.approx(holm(found["p"]).tolist())
+    tested = found[found["metric"] != "drift_kl"]
+    assert tested["p_holm"].tolist() == pytest.approx(holm(tested["p"]).tolist())
     row = found.query("a == 'langedit-full' and b == 'langedit' and when == 'final' and metric == 'efficacy_tf'").iloc[
         0
     ]
@@ -186,11 +187,10 @@ def test_differences_are_paired_and_corrected_over_everything(found):
     assert (soon["difference"] == 0).all() and set(soon["verdict"]) == {"no difference shown"}
 
 
-def test_less_drift_is_better(found):
+def test_drift_has_differences_and_no_verdicts(found):
     drift = found.query("metric == 'drift_kl'").set_index("a")
     assert drift.loc["langedit, 50 % free", "difference"] == pytest.approx(-0.2)
-    assert drift.loc["langedit, 50 % free", "verdict"] == "better"
-    assert drift.loc["langedit, < 0.02", "verdict"] == "worse"
+    assert set(drift["verdict"]) == {"not tested"} and drift["p_holm"].isna().all()
     assert drift.loc["langedit, < 0.02", "n"] == 24  # paragraphs, each with its translations
 
 

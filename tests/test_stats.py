@@ -412,8 +412,11 @@ def test_a_verdict_follows_the_corrected_p_value_and_the_family_decides_how_stri
     assert alone["verdict"] == "better" and 0.005 < alone["p"] < 0.05
     among = compare_methods(pd.concat([*signal, *noise]), "a").set_index("metric").loc["s"]
     assert among["low"] > 0 and among["p_holm"] > 0.05 and among["verdict"] == "no difference shown"
-    by_metric = compare_methods(pd.concat([*signal, *noise]), "a", family=["metric"]).set_index("metric").loc["s"]
-    assert by_metric["verdict"] == "better" and by_metric["p_holm"] == by_metric["p"]
+    others = {f"x{i}" for i in range(9)}
+    untested = compare_methods(pd.concat([*signal, *noise]), "a", untested=others).set_index("metric")
+    assert untested.loc["s", "verdict"] == "better" and untested.loc["s", "p_holm"] == untested.loc["s", "p"]
+    assert untested.loc[list(others), "p_holm"].isna().all()
+    assert set(untested.loc[list(others), "verdict"]) == {"not tested"}
 
 
 def test_a_large_family_can_still_find_a_difference_that_is_there():
