@@ -19,7 +19,7 @@ from langedit_core.drift import METRICS as DRIFT
 from langedit_core.nullspace import Threshold
 from langedit_core.profiles import hyperparameters
 from langedit_core.results import Cell
-from langedit_core.stats import SHOWN, judged, paired, per_fact, resamples_for, summarise
+from langedit_core.stats import SHOWN, judged, paired, per_fact, summarise
 from langedit_core.tables import format_ci
 
 BASE = "langedit"
@@ -128,11 +128,10 @@ def comparisons(variants: Study, data: str, seed: int = 0) -> pd.DataFrame:
     keys = ["method", "metric", "when"]
     values = per_fact(rows[rows["metric"].isin({m for m, _ in MEASURES})], [*keys, "seed", "fact"])
     values = {key: part.droplevel(keys) for key, part in values.groupby(level=keys)}
-    wanted, out = list(pairs(variants, data)), []
-    resamples = resamples_for(len(wanted) * len(MEASURES))
-    for question, a, b in wanted:
+    out = []
+    for question, a, b in pairs(variants, data):
         for metric, when in MEASURES:
-            found = paired(*(values[name, metric, when] for name in (a, b)), seed, resamples)
+            found = paired(*(values[name, metric, when] for name in (a, b)), seed)
             d = found.difference
             out.append(
                 dict(question=question, a=a, b=b, metric=metric, when=when, difference=d.value, low=d.low, high=d.high)

@@ -18,7 +18,7 @@ import pandas as pd
 from scipy.stats import rankdata
 
 from langedit_core.metrics import METRICS
-from langedit_core.stats import ALPHA, LEVEL, RESAMPLES, TEST_RESAMPLES, summarise
+from langedit_core.stats import ALPHA, RESAMPLES, TEST_RESAMPLES, ends, summarise
 from langedit_core.tables import format_ci
 
 if TYPE_CHECKING:
@@ -153,7 +153,7 @@ def correlation(
             found = spearman(*drawn[lang])
             found = found[np.isfinite(found)]
             few = min(counts[lang]) < 2 or not len(found)
-            low, high = [np.nan] * 2 if few else np.quantile(found, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
+            low, high = [np.nan] * 2 if few else np.quantile(found, ends(min(counts[lang])))
             out.append(
                 dict(method=method, lang=lang, rho=rho, low=float(low), high=float(high))
                 | dict(p_layers=chance_of(*mean[lang], seed=seed), layers=len(layers))
@@ -248,7 +248,7 @@ def _half_width(values: np.ndarray, rng: np.random.Generator) -> np.ndarray:
         return np.full(len(pairs), np.nan)
     drawn = rng.multinomial(n, np.full(n, 1 / n), RESAMPLES) @ values / n
     one, two = np.array(pairs).T
-    return np.ptp(np.quantile(drawn[:, one] - drawn[:, two], [(1 - LEVEL) / 2, (1 + LEVEL) / 2], axis=0), axis=0) / 2
+    return np.ptp(np.quantile(drawn[:, one] - drawn[:, two], ends(n), axis=0), axis=0) / 2
 
 
 def alone(study: Study, data: str, metric: str, when: str = "final") -> dict[str, pd.DataFrame]:

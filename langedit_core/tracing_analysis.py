@@ -15,7 +15,7 @@ import pandas as pd
 
 from langedit_core.errors import unknown
 from langedit_core.profiles import hyperparameters, is_tuned
-from langedit_core.stats import LEVEL, RESAMPLES, interval
+from langedit_core.stats import LEVEL, RESAMPLES, ends, interval
 from langedit_core.tables import format_ci
 from langedit_core.tracing import KINDS, ROLES, SEVERED, window_around
 
@@ -183,8 +183,9 @@ def _place(
     drawn = np.mean(
         [rng.multinomial(len(g), np.full(len(g), 1 / len(g)), RESAMPLES) @ g / len(g) for g in groups], axis=0
     )
-    ends = np.quantile(find(drawn), [(1 - level) / 2, (1 + level) / 2], method="inverted_cdf")
-    return float(layers[int(ends[0])]), float(layers[int(ends[1])])
+    few = min(len(group) for group in groups if len(group) > 1)
+    low, high = np.quantile(find(drawn), ends(few, level), method="inverted_cdf")
+    return float(layers[int(low)]), float(layers[int(high)])
 
 
 def reading(frame: pd.DataFrame, found: Recommendation, model: str) -> list[str]:

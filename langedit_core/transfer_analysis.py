@@ -18,6 +18,7 @@ from langedit_core.stats import (
     RESAMPLES,
     VERDICTS,
     Estimate,
+    ends,
     interval,
     paired_difference,
     unpaired_difference,
@@ -191,7 +192,7 @@ def _share_removed(both: pd.DataFrame) -> Estimate:
     draws = np.random.default_rng(0).integers(len(both), size=(RESAMPLES, len(both)))
     raw, left = (both[name].to_numpy()[draws].mean(axis=1) for name in ("raw", "left"))
     shares = 1 - left[raw != 0] / raw[raw != 0]
-    low, high = np.quantile(shares, [(1 - LEVEL) / 2, (1 + LEVEL) / 2]) if len(both) > 1 else (math.nan, math.nan)
+    low, high = np.quantile(shares, ends(len(both))) if len(both) > 1 else (math.nan, math.nan)
     return Estimate(float(1 - both["left"].mean() / both["raw"].mean()), len(both), float(low), float(high))
 
 

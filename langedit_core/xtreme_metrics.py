@@ -15,7 +15,7 @@ import pandas as pd
 from jaxtyping import Float, Int
 
 from langedit_core.errors import unknown
-from langedit_core.stats import LEVEL, RESAMPLES, TEST_RESAMPLES, Estimate, bootstrap_p
+from langedit_core.stats import RESAMPLES, TEST_RESAMPLES, Estimate, bootstrap_p, ends
 from langedit_core.xtreme_data import ITEM
 
 XTREME_METRICS: dict[str, str] = {
@@ -193,10 +193,10 @@ def resample(
 
 
 def estimate(value: float, n: int, drawn: Float[np.ndarray, " resamples"]) -> Estimate:
-    """A value over `n` records with the percentile interval of its draws; of one record there is no interval."""
+    """A value over `n` records with the interval of its draws (`stats.ends`); of one record there is none."""
     if n < 2:
         return Estimate(value, n, float("nan"), float("nan"))
-    low, high = np.quantile(drawn, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
+    low, high = np.quantile(drawn, ends(n))
     return Estimate(value, n, float(low), float(high))
 
 
@@ -292,6 +292,7 @@ def differences(*pairs: tuple[pd.DataFrame, pd.DataFrame]) -> pd.DataFrame:
         drawn = np.take_along_axis(drawn, of_seeds, axis=0).mean(axis=0)
         told = estimate(float(np.mean(by_pair)), value.n, drawn)
         row = dict(zip(("task", "lang", "metric"), key, strict=True), a=a, b=b)
-        row |= dict(difference=told.value, n=told.n, low=told.low, high=told.high, p=bootstrap_p(drawn, told.n))
+        row |= dict(difference=told.value, n=told.n, low=told.low, high=told.high)
+        row |= dict(p=bootstrap_p(told.value, drawn, told.n, told.n))
         out.append(row | dict(least=min(by_pair), most=max(by_pair)))
     return pd.DataFrame(out)
