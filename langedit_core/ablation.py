@@ -14,10 +14,10 @@ from pathlib import Path
 import pandas as pd
 
 from langedit_core import factors, mixing
-from langedit_core.analysis import Study
+from langedit_core.analysis import Study, open_study
 from langedit_core.drift import METRICS as DRIFT
 from langedit_core.nullspace import Threshold
-from langedit_core.profiles import hyperparameters
+from langedit_core.profiles import hyperparameters, load_profile
 from langedit_core.results import Cell
 from langedit_core.stats import SHOWN, judged, paired, per_fact, summarise
 from langedit_core.tables import format_ci
@@ -39,6 +39,8 @@ PAIRS = {  # question -> a, b of each difference a − b; thresholds are found i
     "formula or released code": ((RELEASED, BASE), (RELEASED, "alphaedit"), (LITERAL, BASE), (LITERAL, "alphaedit")),
 }
 THRESHOLDS = "threshold"
+HELD = "λ held"
+RIDGE = "ridge"  # the cell group of those runs and the ones they are beside
 WIDTHS = {"Gemma 3 270M": 2048, "Llama 3 8B": 14_336, "Llama 3 70B": 28_672}  # d_ff
 FLOAT64, FLOAT32 = 8, 4  # bytes: a Gram matrix is summed in one, keys are kept in the other
 
@@ -61,7 +63,7 @@ def variant(cell: Cell) -> str:
     if settings.threshold != usual.threshold:
         name += f", {told(settings.threshold)}"
     if settings.hold_ridge and not usual.hold_ridge:
-        name += ", λ held"
+        name += f", {HELD}"
     return name
 
 
@@ -83,6 +85,23 @@ def by_variant(study: Study) -> Study:
         result.cell = cell
         renamed.append(result)
     return Study(renamed, study.missing)
+
+
+def held_runs(profile: str, results: str | Path, records: str | Path, model: str) -> list[tuple[Study, str]]:
+    """Runs whose λ stays where the first batch put it, beside the ones they differ from: studies with their data sets.
+
+    Args:
+        profile: Profile name or YAML file; one without the cell group `RIDGE` has none.
+        results: Folder of cells.
+        records: Folder of records.
+        model: Another model than the profile's; "" for that one.
+    """
+    if RIDGE not in load_profile(profile).grids:
+        return []
+    variants = by_variant(open_study(profile, RIDGE, results, records=records, model_name=model or None))
+    return [
+        (variants, data) for data in variants.datasets if any(a.endswith(HELD) for _, a, _ in pairs(variants, data))
+    ]
 
 
 def rows_of(variants: Study, data: str) -> pd.DataFrame:
@@ -111,6 +130,7 @@ def pairs(variants: Study, data: str) -> Iterator[tuple[str, str, str]]:
     there = set(variants.methods_of(data))
     wanted = {q: list(of) for q, of in PAIRS.items()}
     wanted[THRESHOLDS] = [(name, BASE) for name in thresholds(variants, data) if name != BASE]
+    wanted[HELD] = [(name, name.removesuffix(f", {HELD}")) for name in sorted(there) if name.endswith(f", {HELD}")]
     for question, of in wanted.items():
         yield from ((question, a, b) for a, b in of if {a, b} <= there)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pandas as pd
 
-from langedit_core.ablation import BASE, FULL_KEYS, LITERAL, RELEASED, STATIC, THRESHOLDS, sweep
+from langedit_core.ablation import BASE, FULL_KEYS, HELD, LITERAL, RELEASED, STATIC, THRESHOLDS, sweep
 from langedit_core.analysis import Study
 from langedit_core.stats import VERDICTS
 from langedit_core.tables import format_ci
@@ -67,6 +67,27 @@ def full_keys(found: pd.DataFrame, leaked: pd.DataFrame) -> list[str]:
         sentences.append(
             "evoedit reaches the same space by one thin orthogonalisation per batch, and what differs is rounding: its "
             f"efficacy at the end differs by {_points(row['final'])}; so much may two runs of one method differ."
+        )
+    return sentences
+
+
+def held(variants: Study, data: str, found: pd.DataFrame) -> list[str]:
+    """What a λ that does not shrink with the room gives, a sentence per method.
+
+    Args:
+        variants: `ablation.by_variant`.
+        data: One of its data sets.
+        found: `ablation.comparisons` of that data set.
+    """
+    growth, sentences = variants.growth(data).groupby("method"), []
+    for name in dict.fromkeys(found.loc[found["question"] == HELD, "a"]):
+        plain = name.removesuffix(f", {HELD}")
+        row, ends = _pair(found, name, plain), [growth.get_group(m).iloc[-1] for m in (plain, name)]
+        sentences.append(
+            f"{plain} with λ held at the first batch's: efficacy {_points(row['immediate'])} right after the batch and "
+            f"{_points(row['final'])} at the end (n = {row['final'].n} facts); of the last batch's values it writes "
+            f"{ends[1]['written']:.2f} in place of {ends[0]['written']:.2f}, and the weights end at a distance of "
+            f"{ends[1]['relative_total']:.2f} in place of {ends[0]['relative_total']:.2f} of their norm."
         )
     return sentences
 

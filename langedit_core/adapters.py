@@ -17,10 +17,10 @@ import safetensors.torch
 
 from langedit_core.models import EditableModel, architecture_of, check_model
 from langedit_core.patches import Patch
-from langedit_core.storage import write_json
+from langedit_core.storage import write_json, writing
 
 
-def to_peft(patch: Patch, folder: str | Path, rank: int | None = None) -> dict[int, float]:
+def to_peft(patch: Patch, folder: str | Path, rank: int | None = None, *, replace: bool = False) -> dict[int, float]:
     """Write `adapter_config.json` and `adapter_model.safetensors` into a new folder.
 
     ```python
@@ -32,6 +32,7 @@ def to_peft(patch: Patch, folder: str | Path, rank: int | None = None) -> dict[i
         patch: The edits; those of RECT need base matrices (`Patch.attach`).
         folder: Must not exist.
         rank: At most so many columns per layer; None keeps all above rounding.
+        replace: It may exist, and is replaced once the new one is whole.
 
     Returns:
         Per layer ‖Δ − BA‖/‖Δ‖ (Frobenius), Δ the sum of all updates.
@@ -58,45 +59,60 @@ def to_peft(patch: Patch, folder: str | Path, rank: int | None = None) -> dict[i
         fan_in_fan_out=architecture.transposed,  # GPT-2 keeps its matrices as d_in x d_out; A and B do not turn
     )  # fmt: skip
     about = dict(fingerprint=header.fingerprint, facts=str(len(patch.facts)), format="pt")
-    with new_folder(folder) as made:
+    with new_folder(folder, replace=replace) as made:
         write_json(made / "adapter_config.json", config)
         safetensors.torch.save_file(tensors, made / "adapter_model.safetensors", about)
     return {layer: error for layer, (_, _, error) in found.items()}
 
 
-def save_model(model: EditableModel, folder: str | Path) -> None:
+def save_model(model: EditableModel, folder: str | Path, *, replace: bool = False) -> None:
     """`save_pretrained` of model and tokenizer into a new folder, whole or not at all; it reloads to the same bits.
+
+    Args:
+        model: Any editable model.
+        folder: Must not exist.
+        replace: It may exist, and is replaced once the new one is whole.
 
     Raises:
         FileExistsError: There is something already.
+        CannotWrite: Disk full, or no permission.
     """
     check_model(model)
-    with new_folder(folder) as made:
+    with new_folder(folder, replace=replace) as made:
         model.hf.save_pretrained(made)
         model.tokenizer.save_pretrained(made)
 
 
 @contextlib.contextmanager
-def new_folder(folder: str | Path) -> Iterator[Path]:
+def new_folder(folder: str | Path, *, replace: bool = False) -> Iterator[Path]:
     """A folder that gets its name when everything in it is on the disk; what a kill leaves has another name.
+
+    With `replace`, one that is there stays until then.
 
     Raises:
         FileExistsError: There is something of that name already.
+        CannotWrite: Disk full, read-only, or no permission.
     """
     folder = Path(folder).absolute()
-    refuse_existing(folder)
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    partial = folder.with_name(f".{folder.name}.{uuid.uuid4().hex[:12]}.partial")
-    partial.mkdir()
+    if not replace:
+        refuse_existing(folder)
+    partial, old = (folder.with_name(f".{folder.name}.{uuid.uuid4().hex[:12]}.{end}") for end in ("partial", "old"))
     try:
-        yield partial
-        for path in (*partial.rglob("*"), partial):
-            descriptor = os.open(path, os.O_RDONLY)
-            os.fsync(descriptor)
-            os.close(descriptor)
-        os.rename(partial, folder)
+        with writing(folder):
+            partial.mkdir(parents=True)
+            yield partial
+            for path in (*partial.rglob("*"), partial):
+                descriptor = os.open(path, os.O_RDONLY)
+                os.fsync(descriptor)
+                os.close(descriptor)
+            if replace and folder.exists():
+                os.rename(folder, old)
+            os.rename(partial, folder)
     finally:
-        shutil.rmtree(partial, ignore_errors=True)
+        if old.exists() and not folder.exists():
+            os.rename(old, folder)
+        for path in (partial, old):
+            shutil.rmtree(path, ignore_errors=True)
 
 
 def refuse_existing(folder: Path) -> None:

@@ -42,8 +42,11 @@ from langedit_core.stats import (
 )
 from langedit_core.study import run_cells
 from langedit_core.tables import COLUMNS, FULL, MISSING, Bold, format_ci, full_table
-from langedit_core.xtreme_metrics import differences
+from langedit_core.xtreme_metrics import ALL, MEAN, differences
 from langedit_core.xtreme_tables import over_seeds, readable, sizes
+
+SOME_SEEDS = "xtreme_f1 of some seeds"
+BY_SEED = {"efficacy_tf": "efficacy", "generality_tf": "generality", "specificity_same": "specificity"}
 
 
 def open_study(
@@ -489,11 +492,33 @@ class Study:
         parts = [r.xtreme.assign(method=r.cell.method) for r in self.results if r.cell.data == data and len(r.xtreme)]
         return over_seeds(parts)
 
+    def by_seed(self, data: str) -> pd.DataFrame:
+        """What each seed of a method that has several ends with: how far another order of facts moves a mean.
+
+        Returns:
+            method, seed, efficacy, generality, specificity, xtreme_f1 (n/a where it was not asked), n (facts); may be
+            empty.
+        """
+        rows, out = self._stack("rows", data), []
+        rows = rows[(rows["when"] == "final") & rows["metric"].isin(BY_SEED)]
+        values = per_fact(rows, ["method", "seed", "metric", "fact"]).groupby(["method", "seed", "metric"])
+        means, facts = values.mean(), values.size()
+        for r in sorted((r for r in self.results if r.cell.data == data), key=lambda r: r.cell.seed):
+            method, seed = r.cell.method, r.cell.seed
+            if len(self._seeds(data, method)) < 2:
+                continue
+            f1 = r.xtreme[(r.xtreme["task"] == MEAN) & (r.xtreme["lang"] == ALL) & (r.xtreme["when"] == "final")]
+            row = dict(method=method, seed=seed) | {name: means[method, seed, m] for m, name in BY_SEED.items()}
+            out.append(row | dict(xtreme_f1=f1["value"].mean(), n=int(facts[method, seed, "efficacy_tf"])))
+        found = pd.DataFrame(out, columns=["method", "seed", *BY_SEED.values(), "xtreme_f1", "n"])
+        return found.sort_values("method", key=lambda m: m.map(self.methods.index), kind="stable", ignore_index=True)
+
     def xtreme_tests(self, data: str, reference: str) -> pd.DataFrame:
         """XTREME F1 at the end, `reference` against every other method, paired over records and seeds; one family.
 
         Only runs whose answers were kept are compared, under the seeds that both have, with Holm's correction; it may
-        be empty.
+        be empty. Where both were asked under further seeds whose answers were not kept, nothing is tested: the seeds
+        that were kept may be the ones that favour a method.
 
         Returns:
             a, b, mean_a, mean_b, difference, low, high, least and most (of a seed), n, n_seeds, p_holm, verdict.
@@ -502,17 +527,20 @@ class Study:
         for r in self.results:
             if r.cell.data == data and len(r.answers):
                 kept.setdefault(r.cell.method, {})[r.cell.seed] = r.answers_at("final")
+        asked = {m: {r.cell.seed for r in self.results if (r.cell.data, r.cell.method) == (data, m) and len(r.xtreme)}
+                 for m in self.methods_of(data)}  # fmt: skip
         mine, rows = kept.get(reference, {}), []
         numbers = ["difference", "low", "high", "least", "most", "n", "p"]
         for method in (m for m in self.methods_of(data) if m in kept and m != reference):
             if seeds := sorted(mine.keys() & kept[method].keys()):
                 told = differences(*((mine[seed], kept[method][seed]) for seed in seeds))
                 (d,) = told[(told["metric"] == "xtreme_f1") & (told["lang"] == "all")].to_dict("records")
-                row = dict(a=reference, b=method, mean_a=d["a"], mean_b=d["b"], n_seeds=len(seeds))
+                metric = "xtreme_f1" if asked[reference] & asked[method] == set(seeds) else SOME_SEEDS
+                row = dict(a=reference, b=method, mean_a=d["a"], mean_b=d["b"], n_seeds=len(seeds), metric=metric)
                 rows.append(row | {name: d[name] for name in numbers})
         columns = ["a", "b", "mean_a", "mean_b", *numbers[:-2], "n", "n_seeds", "p"]
-        found = pd.DataFrame(rows, columns=columns).assign(metric="xtreme_f1")
-        return judged(found).drop(columns=["metric", "p"])
+        found = pd.DataFrame(rows, columns=["metric", *columns])
+        return judged(found, untested={SOME_SEEDS}).drop(columns=["metric", "p"])
 
     def xtreme_comparisons(self, data: str, *references: str) -> pd.DataFrame:
         """`xtreme_tests` as it is read; every reference is a family of its own."""

@@ -43,7 +43,8 @@ def check_file(path: str | Path, notebooks: Path | None = None) -> Checked:
         ".yml": lambda: _profile(path, notebooks),
     }
     if not path.is_file():
-        return Checked(path, "nothing", [Problem(path, None, "does not exist, or is no file")])
+        told = "is a folder, expected a file" if path.is_dir() else "does not exist, or is no file"
+        return Checked(path, "nothing", [Problem(path, None, told)])
     if path.suffix not in checks:
         return Checked(path, "?", [Problem(path, None, str(unknown("kind of file", path.suffix, checks)))])
     return checks[path.suffix]()

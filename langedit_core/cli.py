@@ -10,7 +10,6 @@ import logging
 import math
 import os
 import re
-import shutil
 import subprocess
 import sys
 import time
@@ -130,7 +129,8 @@ def run(
             keep_record(cell, results, records)
     left = sum(not is_known(cell, results, records) for cell in cells)
     if part or (left and (left == len(cells) or not chosen.partial)):
-        say(f"{len(cells) - left} of {len(cells)} cells are finished; the same command goes on with the others")
+        then = "the same command goes on with the others" if left else "without --part the reports are made"
+        say(f"{len(cells) - left} of {len(cells)} cells are finished; {then}")
         return
     # Relative to the notebooks, where kernels run: a page says nothing about the machine it was made on.
     source = REPOSITORY / "notebooks"
@@ -393,16 +393,13 @@ def edit(
     if unmet:
         say(f"the search for values ended above its aim for {unmet} of {tried} facts: they may not be said")
     for path, asked in written.items():
-        if resume and path.exists():
-            if asked:
-                shutil.rmtree(path)
-            elif tried:
-                say(f"{path} is of the shorter patch; --resume with its option writes it anew")
+        if resume and path.exists() and not asked and tried:
+            say(f"{path} is of the shorter patch; --resume with its option writes it anew")
     if peft:
-        errors = to_peft(edited.patch, output_path / "adapter")
+        errors = to_peft(edited.patch, output_path / "adapter", replace=resume)
         say(f"PEFT adapter, relative error at most {max(errors.values()):.1e}: {output_path / 'adapter'}")
     if save_model:
-        save(loaded, output_path / "model")
+        save(loaded, output_path / "model", replace=resume)
         say(f"edited model: {output_path / 'model'}")
 
 

@@ -154,6 +154,7 @@ class Drift:
         Raises:
             ValueError: The model is edited, unknown or no language, or a number out of range.
             RefusedInput: A text is too short for any token to be scored.
+            TextTooLong: Or longer than the model has positions.
             FloatingPointError: The model gives NaN or infinity.
         """
         check_model(model)
@@ -299,6 +300,7 @@ def _passages(
             raise unknown("language of the neutral texts", lang, texts)
         for name, text in texts[lang].items():
             ids = encode(model.tokenizer, text)[:max_tokens]
+            model.check_length(len(ids), f"neutral text {name!r} ({lang})", f"cut it (max_tokens={max_tokens} here)")
             scored = range(skip, len(ids) - 1, every)
             if not scored:
                 raise RefusedInput(

@@ -94,11 +94,11 @@ def edit_facts(
     facts, dropped = usable(editor, facts)
     asked = [question for fact in facts for question in questions(fact)]
     before = ask(model, asked)
-    patch = None if path is None else Patch.record(editor, method, corpus)
+    patch, had_base = None if path is None else Patch.record(editor, method, corpus), False
     if resume:
-        patch = _resumed(path, patch, editor, facts)
+        patch, had_base = _resumed(path, patch, editor, facts)
     done, rows = 0 if patch is None else len(patch.facts), []
-    keeper = contextlib.closing(_Keeper(patch, path, keep_base))
+    keeper = contextlib.closing(_Keeper(patch, path, keep_base or had_base, resume and keep_base and not had_base))
     bar = tqdm(total=len(facts), initial=done, unit="fact", disable=quiet, mininterval=1.0, dynamic_ncols=True)
     with keeper as kept, bar:
         while done < len(facts):
@@ -121,9 +121,9 @@ class _Keeper:
 
     SHARE = 0.05
 
-    def __init__(self, patch: Patch | None, path: Path | None, with_base: bool) -> None:
-        """Without a patch, nothing is kept."""
-        self.patch, self.path, self.with_base = patch, path, with_base
+    def __init__(self, patch: Patch | None, path: Path | None, with_base: bool, base_missing: bool) -> None:
+        """Without a patch, nothing is kept; the base may be all that a resumed one lacks."""
+        self.patch, self.path, self.with_base, self.base_missing = patch, path, with_base, base_missing
         self.saved, self.due = 0 if patch is None else len(patch), 0.0
         self.left = None if patch is None else _signature(path)
 
@@ -134,7 +134,7 @@ class _Keeper:
 
     def close(self) -> None:
         """Save what is not saved yet, however the run ends."""
-        if self.patch is not None and self.saved < len(self.patch):
+        if self.patch is not None and (self.saved < len(self.patch) or self.base_missing):
             self._save()
 
     def _save(self) -> None:
@@ -146,6 +146,7 @@ class _Keeper:
             )
         started = time.monotonic()
         self.patch.save(self.path, with_base=self.with_base)
+        self.base_missing = False
         self.left = _signature(self.path)
         self.saved, ended = len(self.patch), time.monotonic()
         self.due = ended + (ended - started) / self.SHARE
@@ -168,9 +169,10 @@ def _layer_rows(report: BatchReport) -> list[dict]:
     ]  # fmt: skip
 
 
-def _resumed(path: Path, new: Patch, editor: Editor, facts: Sequence[Fact]) -> Patch:
-    """The stored patch, with its batches repeated by the editor to the same bits."""
+def _resumed(path: Path, new: Patch, editor: Editor, facts: Sequence[Fact]) -> tuple[Patch, bool]:
+    """The stored patch, with its batches repeated by the editor to the same bits, and whether it has its base."""
     stored = Patch.load(path)
+    had_base = stored.base is not None
     must_agree = dict(
         fingerprint="model", method="method", settings="settings of the method", corpus="corpus",
         contexts="context prefixes (seed, or languages beyond those of the study)",
@@ -193,7 +195,7 @@ def _resumed(path: Path, new: Patch, editor: Editor, facts: Sequence[Fact]) -> P
             )
         log.info("batch %d of %d facts taken from %s", t + 1, len(record.facts), path)
     stored.base = new.base
-    return stored
+    return stored, had_base
 
 
 def load_unedited(name: str, patch: Patch, device: str = "auto") -> EditableModel:

@@ -16,12 +16,21 @@ from typing import Literal
 
 import torch
 from jaxtyping import Bool, Float
-from pydantic import BaseModel, ConfigDict, Field, StrictInt, ValidationError, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    PositiveInt,
+    StrictInt,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 from torch import Tensor
 
 from langedit_core.contexts import Contexts
 from langedit_core.covariance import KeyCovariance
-from langedit_core.errors import told, unknown
+from langedit_core.errors import RefusedInput, told, unknown
 from langedit_core.finetune import FineTuneSettings, fine_tune
 from langedit_core.keys import KeyReader
 from langedit_core.languages import LANGUAGES
@@ -69,7 +78,9 @@ class EditSettings(BaseModel):
     spread: Literal["joint", "residual"] = Field(
         "joint", description="one δ per layer, optimised together; or one target shared out over the layers (published)"
     )
-    released_counts: tuple[int, int] = Field((100_000, 100), description="n̄₀ and n as the released code has them")
+    released_counts: tuple[PositiveInt, PositiveInt] = Field(
+        (100_000, 100), description="n̄₀ and n as the released code has them"
+    )
     values: ValueSettings = ValueSettings()
     microbatch: int | None = Field(None, ge=1, description="facts that go through the model together; None: all")
     exhausted: float = Field(1e-6, ge=0, description="a key with a smaller share of its energy left is not edited")
@@ -429,7 +440,16 @@ class Editor:
     def requests(self, facts: Sequence[Fact]) -> tuple[list[Fact], list[ValueRequest], dict[str, str]]:
         """Token rows of all facts that have them, and the reason for each that has not."""
         kept, rows, dropped = [], [], {}
+        asked: dict[tuple[str, str], Fact] = {}
         for fact in facts:
+            if not isinstance(fact, Fact):
+                raise TypeError(f"got {type(fact).__name__} {fact!r:.60} among the facts, expected Fact(...)")
+            other = asked.setdefault((fact.lang, fact.text), fact)
+            if other.target != fact.target:
+                raise RefusedInput(
+                    f"{fact.text!r} is to be followed by {fact.target!r} (fact {fact.label}) and by {other.target!r} "
+                    f"(fact {other.label}) in one batch; keep one of them"
+                )
             where = f"fact {fact.label}: "
             try:
                 contexts = self.contexts.rows(self.model, fact.prompt, fact.subject, fact.lang, where)
@@ -460,7 +480,9 @@ class Editor:
 
         Raises:
             ValueError: The sequence is finished, something else wrote to the matrices since the last batch, no fact
-                can be edited, or its language has no prefixes; nothing was begun.
+                can be edited, two facts say different things of one prompt, or a language has no prefixes; nothing was
+                begun.
+            TypeError: Something is no fact.
             FloatingPointError: NaN or infinity, a matrix that cannot be factored or decomposed, or any ValueError once
                 the batch is begun, naming step and layer. Model and editor are as they were before the batch, as they
                 are after every other error or an interrupt, and the next batch can follow.

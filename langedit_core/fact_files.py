@@ -137,24 +137,12 @@ def fact_of(record: dict, number: int = 1) -> Fact:
         if name in record
     }
     fact = Fact(**texts, **probes)
-    if odd := next(_unedged(fact), None):
-        raise RefusedInput(odd)
     if fact.target == fact.truth:
         raise RefusedInput(
             f"target and truth are both {fact.target!r}, so nothing would change; leave truth out where the model is "
             "to learn what is true"
         )
     return fact
-
-
-def _unedged(fact: Fact) -> Iterator[str]:
-    """Texts that begin or end in white space: between prompt and answer stands what the language puts there."""
-    named = {name: getattr(fact, name) for name in ("subject", "prompt", "target", "truth")}
-    probes = [*fact.paraphrases, *fact.neighbours, *fact.portability]
-    named |= {f"{probe.kind} {part}": getattr(probe, part) for probe in probes for part in ("prompt", "answer")}
-    for name, text in named.items():
-        if text is not None and text != text.strip():
-            yield f"{name} {ascii(text)[:80]} begins or ends in white space; remove it, the space between is put there"
 
 
 def _probes(name: str, found: object, kind: str, target: str) -> Iterator[Probe]:

@@ -86,7 +86,7 @@ def _score(rows: Sequence[Row], model: EditableModel) -> list[ProbeScore]:
     ).last_hidden_state
     counts = [len(row.ids) - row.lookup for row in rows]
     at = torch.cat([hidden[i, fed.split : fed.split + n] for i, n in enumerate(counts)])
-    logits = model.logits(at, normed=True)
+    logits = model.logits(at, normed=True).float()  # half precision rounds a probability of 0.99 to 1
     answer = torch.tensor([t for row in rows for t in row.ids[row.lookup :]], device=model.device)
     predicted = logits.argmax(-1)
     nll = logits.logsumexp(-1) - logits.gather(1, answer[:, None]).squeeze(1)

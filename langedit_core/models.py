@@ -319,6 +319,8 @@ def load_model(
         source = str(materialise(name))
     elif name in EMBEDDED:
         source = str(embedded(name))
+    elif Path(name).is_file():
+        raise ValueError(f"{name} is a file; expected a folder written by `save_pretrained`, or a hub ID")
     elif re.fullmatch(r"[\w.-]+/[\w.-]+", name) or (name and Path(name).is_dir()):
         source = name
     else:
@@ -377,10 +379,11 @@ def wrap_model(hf: nn.Module, tokenizer: object, *, name: str) -> EditableModel:
     """
     if not name or not isinstance(name, str):
         raise ValueError(f"name is {name!r}; expected what the model is to be called, such as its hub ID")
+    hf = getattr(hf, "_orig_mod", hf)  # of torch.compile, which shares its weights and names them otherwise
     if hasattr(hf, "peft_config") or getattr(hf, "_hf_peft_config_loaded", False):
         raise RefusedInput(
-            f"{name} has PEFT adapters in it, beside which edits of its matrices would stand; merge them first: "
-            "hf = hf.merge_and_unload()"
+            f"{name} has PEFT adapters in it, beside which edits of its matrices would stand; merge them first: hf = "
+            "peft_model.merge_and_unload()"
         )
     if not hasattr(getattr(hf, "config", None), "model_type"):
         raise ValueError(f"{name} is a {type(hf).__name__} without a configuration; expected a model of Transformers")
@@ -388,6 +391,12 @@ def wrap_model(hf: nn.Module, tokenizer: object, *, name: str) -> EditableModel:
     check_config(hf.config, name)
     if hf.get_output_embeddings() is None:
         raise ValueError(f"{name} is a {type(hf).__name__} without a head; load it with AutoModelForCausalLM")
+    packed = (module for module in hf.modules() if hasattr(module, "weight") and callable(module.weight))
+    if (module := next(packed, None)) is not None:  # what torch.ao.quantization puts in place of a matrix
+        raise RefusedInput(
+            f"{name} is quantised: the weights of its {type(module).__name__} are packed and cannot be edited; edit "
+            "first, and quantise then"
+        )
     if any(parameter.is_meta for parameter in hf.parameters()):
         raise RefusedInput(f"some weights of {name} are not in memory; load it without offloading, or use load_model")
     check_numbers(hf, name)
@@ -415,7 +424,14 @@ def _told_as_ours(what: str, name: str) -> Iterator[None]:
     """
     try:
         yield
-    except (OSError, MemoryError, torch.OutOfMemoryError):
+    except (OSError, MemoryError, torch.OutOfMemoryError) as error:
+        if (
+            isinstance(error, OSError)
+            and not Path(name).exists()
+            and Path(name).parent.name
+            and Path(name).parent.is_dir()
+        ):
+            raise FileNotFoundError(f"there is no folder {name}, and as a hub ID: {error}") from error
         raise
     except Exception as error:  # tokenizers raises bare Exception, configurations a dozen kinds
         if "trust_remote_code" in str(error):

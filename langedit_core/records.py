@@ -79,7 +79,8 @@ class Fact:
         portability: Questions whose answers should follow from the edit.
 
     Raises:
-        RefusedInput: If a text is empty, too long, unprintable or has the wrong number of "{}".
+        RefusedInput: If a text is empty, too long, unprintable, begins or ends in white space (what stands between
+            prompt and answer is the language's), or has the wrong number of "{}".
     """
 
     id: str
@@ -121,6 +122,10 @@ class Fact:
             raise self._refused(f"{name} is {type(text).__name__}, expected text")
         if not text.strip():
             raise self._refused(f"{name} is empty")
+        if text != text.strip():
+            raise self._refused(
+                f"{name} {ascii(text)[:80]} begins or ends in white space; remove it, the space between is put there"
+            )
         if len(text) > LONGEST:
             raise self._refused(f"{name} has {len(text):,} characters, at most {LONGEST:,} are taken")
         if found := _UNPRINTABLE.search(text):

@@ -14,7 +14,7 @@ import re
 import socket
 import time
 import uuid
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import safetensors.torch
@@ -63,25 +63,40 @@ def write_bytes(path: Path, content: bytes) -> None:
     """
     partial = path.with_name(f".{path.name}.{_machine()}.{os.getpid()}.{uuid.uuid4().hex[:12]}.partial")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with open(partial, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(partial, path)
-    except OSError as error:
-        cure = _CURES.get(error.errno)
-        if cure is None:
-            raise
-        raise CannotWrite(
-            error.errno,
-            f"{path.name} cannot be written: {cure}, then give the same command again; what was finished is kept",
-            str(path.parent),
-        ) from error
+        with writing(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with open(partial, "wb") as file:
+                file.write(content)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(partial, path)
     finally:
         with contextlib.suppress(OSError):
             partial.unlink(missing_ok=True)  # on a full disk it only takes space
     _remove_partials(path)
+
+
+@contextlib.contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """What fails in writing this file or folder, ours or that of a library, is told with its cure.
+
+    Raises:
+        CannotWrite: Disk or quota full, read-only, or no permission.
+    """
+    try:
+        yield
+    except (OSError, SafetensorError) as error:
+        number = getattr(error, "errno", None)
+        if found := re.search(r"\(os error (\d+)\)", str(error)):  # safetensors writes in Rust, and tells in text alone
+            number = int(found[1])
+        cure = _CURES.get(number)
+        if cure is None:
+            raise
+        raise CannotWrite(
+            number,
+            f"{path.name} cannot be written: {cure}, then give the same command again; what was finished is kept",
+            str(path.parent),
+        ) from error
 
 
 def _remove_partials(path: Path) -> None:

@@ -45,7 +45,7 @@ class ValueSettings(BaseModel):
     kl: float = Field(0.0625, ge=0, description="weight of the KL term at the subject's last token")
     stop: float = Field(0.05, gt=0, description="a fact is finished when its loss falls below this")
     kl_prompt: str = "{} is a"
-    vocabulary: int | None = Field(512, description="likeliest words per position kept in the softmax; None: all")
+    vocabulary: int | None = Field(512, ge=1, description="likeliest words per position kept in the softmax; None: all")
 
     @classmethod
     def published(cls, **changes) -> ValueSettings:

@@ -220,6 +220,24 @@ def test_a_question_is_read_as_one_row_per_pair(found):
     assert table["n"].tolist() == [60, 60]
 
 
+def test_a_held_ridge_is_a_variant_and_is_compared_with_the_method_it_is_of():
+    held = ablation.by_variant(
+        Study([result("evoedit", final=0.4), result("evoedit", final=0.7, hold_ridge=True), result(final=0.5)])
+    )
+    assert held.methods == ["evoedit", "evoedit, λ held", "langedit"]
+    assert list(ablation.pairs(held, "atlas")) == [("λ held", "evoedit, λ held", "evoedit")]
+    found = ablation.comparisons(held, "atlas")
+    row = ablation.readable(found, ablation.HELD).iloc[0]
+    assert row["difference"] == "evoedit, λ held − evoedit" and row["efficacy, at the end"].endswith("better")
+    (told,) = ablation_reading.held(held, "atlas", found)
+    assert told.startswith("evoedit with λ held at the first batch's: efficacy ") and "n = 60 facts" in told
+    assert "writes 0.80 in place of 0.80" in told
+
+
+def test_a_profile_without_such_runs_has_none(tmp_path):
+    assert ablation.held_runs("quick", tmp_path, tmp_path, "") == []
+
+
 # --- tables -----------------------------------------------------------------------------------------------------------
 
 

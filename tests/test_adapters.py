@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
+from pathlib import Path
 
 import pytest
 import torch
 import toy
 from conftest import SENTENCES, build_model
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 from toy_patch import recorded
 
 from langedit_core.adapters import new_folder, save_model, to_peft
 from langedit_core.models import ARCHITECTURES, EditableModel, load_model
+from langedit_core.storage import CannotWrite
 from langedit_core.tokens import encode
 
 
@@ -120,3 +125,52 @@ def test_nothing_is_overwritten_and_a_failure_leaves_nothing(tmp_path):
         (made / "half").write_text("x")
         raise KeyboardInterrupt
     assert sorted(path.name for path in tmp_path.iterdir()) == ["there"]
+
+
+def test_what_is_replaced_stays_until_the_new_one_is_whole(tmp_path):
+    folder = tmp_path / "model"
+    folder.mkdir()
+    (folder / "old").write_text("x")
+    with pytest.raises(KeyboardInterrupt), new_folder(folder, replace=True) as made:
+        (made / "half").write_text("x")
+        raise KeyboardInterrupt
+    assert [path.name for path in folder.iterdir()] == ["old"]
+    with new_folder(folder, replace=True) as made:
+        (made / "new").write_text("x")
+    assert [path.name for path in folder.iterdir()] == ["new"]
+    assert [path.name for path in tmp_path.iterdir()] == ["model"]
+
+
+def test_the_replaced_folder_comes_back_where_the_new_one_cannot_take_its_name(tmp_path, monkeypatch):
+    folder, rename = tmp_path / "model", os.rename
+    folder.mkdir()
+    (folder / "old").write_text("x")
+
+    def refuse_new(source, to):
+        if Path(source).suffix == ".partial":
+            raise OSError(errno.ENOSPC, "No space left on device")
+        rename(source, to)
+
+    monkeypatch.setattr("langedit_core.adapters.os.rename", refuse_new)
+    with (
+        pytest.raises(CannotWrite, match="model cannot be written: the disk is full"),
+        new_folder(folder, replace=True),
+    ):
+        pass
+    assert [path.name for path in folder.iterdir()] == ["old"]
+    assert [path.name for path in tmp_path.iterdir()] == ["model"]
+
+
+def test_a_full_disk_is_told_as_such_whoever_writes(tmp_path, monkeypatch):
+    told = "Error while serializing: I/O error: No space left on device (os error 28)"
+
+    def full(*_, **__):
+        raise SafetensorError(told)
+
+    monkeypatch.setattr("safetensors.torch.save_file", full)
+    with pytest.raises(CannotWrite, match="adapter cannot be written: the disk is full"):
+        to_peft(recorded()[0], tmp_path / "adapter")
+    monkeypatch.setattr(type(build_model("llama").hf), "save_pretrained", full)
+    with pytest.raises(CannotWrite, match="edited cannot be written: the disk is full"):
+        save_model(build_model("llama"), tmp_path / "edited")
+    assert not list(tmp_path.iterdir())

@@ -305,6 +305,28 @@ def test_xtreme_is_read_per_task_and_language_and_what_is_missing_stays_missing(
     assert many.xtreme("bzsre").empty
 
 
+def test_xtreme_of_a_part_of_the_seeds_is_told_and_not_tested():
+    runs = [toy_study.fabricate(method, "mzsre", seed) for method in ("langedit", "memit") for seed in (0, 1)]
+    for r in runs:
+        k = 18 if r.cell.method == "langedit" else 2
+        r.answers = toy_study.xtreme_answers({"en": k, "zh": k}, "final")
+    whole = analysis.Study(runs).xtreme_tests("mzsre", "langedit").iloc[0]
+    assert whole["n_seeds"] == 2 and whole["verdict"] == "better" and whole["p_holm"] < 0.05
+    runs[0].answers = runs[0].answers.iloc[:0]  # computed before answers were kept
+    part = analysis.Study(runs).xtreme_tests("mzsre", "langedit").iloc[0]
+    assert part["n_seeds"] == 1 and part["verdict"] == "not tested" and np.isnan(part["p_holm"])
+    assert part["difference"] == whole["difference"] and part["low"] > 0
+
+
+def test_methods_of_several_seeds_are_told_seed_by_seed(partial):
+    found = partial.by_seed("mzsre").set_index(["method", "seed"])
+    assert list(found.index) == [("memit", 0), ("memit", 1), ("langedit", 0), ("langedit", 1)]
+    of = found.xs("memit", level="method")
+    assert of["efficacy"].mean() == pytest.approx(partial.estimate("mzsre", "memit", "efficacy_tf", "final").value)
+    assert of["efficacy"].nunique() == 2 and (of["n"] > 0).all() and of["xtreme_f1"].isna().all()
+    assert partial.by_seed("atlas").empty
+
+
 def test_an_interval_of_xtreme_is_no_narrower_for_more_seeds():
     runs = [toy_study.fabricate("memit", "mzsre", seed) for seed in (0, 1)]
     one, two = (analysis.Study(runs[:n]).xtreme("mzsre") for n in (1, 2))

@@ -19,7 +19,7 @@ from langedit_core.errors import RefusedInput
 from langedit_core.languages import CORE
 from langedit_core.stats import interval, summarise
 from langedit_core.storage import CorruptFile, save_tensors
-from langedit_core.tokens import encode
+from langedit_core.tokens import TextTooLong, encode
 
 TEXTS = {
     "en": {"one": "A quiet town in the north, and the capital of it all.", "two": "The north is a cold one, said he."},
@@ -291,6 +291,15 @@ def test_numbers_out_of_range_are_refused(tiny, changes):
 def test_an_unknown_language_is_answered_with_the_known_ones(tiny):
     with pytest.raises(ValueError, match="unknown language of the neutral texts 'ge'; known: .*de"):
         Drift.of(tiny, ["ge"])
+
+
+@pytest.mark.parametrize("model_type", ["gpt2", "llama"])
+def test_texts_longer_than_the_model_has_positions_are_refused(model_type):
+    model = build_model(model_type)
+    model.hf.config.max_position_embeddings = 24
+    with pytest.raises(TextTooLong, match=r"has 32 tokens, .* has 24 positions; cut it \(max_tokens=32 here\)"):
+        Drift.of(model)
+    assert Drift.of(model, max_tokens=24).max_tokens == 24
 
 
 def test_a_text_too_short_to_be_scored_is_refused(tiny):

@@ -85,3 +85,17 @@ def test_a_run_goes_on_behind_a_batch_that_changed_nothing(tmp_path):
     again = build_model("llama")
     assert Patch.load(path).apply(again, exact=True)
     assert toy.same(toy.weights(again), toy.weights(model))
+
+
+def test_a_resumed_patch_keeps_the_base_it_had_and_takes_one_that_is_asked_for(tmp_path):
+    kept, bare = tmp_path / "kept.safetensors", tmp_path / "bare.safetensors"
+    run(kept, FACTS[:2], keep_base=True)
+    run(bare, FACTS[:2])
+    assert (Patch.load(kept).base is None, Patch.load(bare).base is None) == (False, True)
+    run(kept, FACTS[:4], resume=True)
+    assert Patch.load(kept).base is not None and len(Patch.load(kept)) == 2
+    run(bare, FACTS[:2], resume=True, keep_base=True)  # no new fact
+    assert Patch.load(bare).base is not None and len(Patch.load(bare)) == 1
+    before = bare.stat().st_mtime_ns
+    run(bare, FACTS[:2], resume=True, keep_base=True)
+    assert bare.stat().st_mtime_ns == before  # nothing to write

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+from dataclasses import replace
 
 import conftest
 import pytest
@@ -229,6 +230,47 @@ def test_a_relative_ridge_is_a_multiple_of_the_mean_energy_of_the_projected_keys
     ridge = 0.3 * float(projected.square().sum(0).mean())
     other = simple_editor(model, "langedit", layers=(1,), ridge=ridge, relative_ridge=False)
     torch.testing.assert_close(other.edit(toy.facts("en", range(3)))[1][1].delta, one.delta, rtol=1e-3, atol=1e-5)
+
+
+def test_a_held_ridge_stays_where_the_first_batch_put_it_while_a_relative_one_shrinks_with_the_room(tiny):
+    """EvoEdit on keys that lie ever more inside the span of earlier ones."""
+    generator, written = torch.Generator().manual_seed(0), {}
+    shared = torch.randn(tiny.d_ff, 6, generator=generator)
+    batches = [shared @ torch.randn(6, 6, generator=generator) + 0.2 * torch.randn(tiny.d_ff, 6, generator=generator)
+               for _ in range(4)]  # fmt: skip
+    residual = torch.randn(tiny.d_model, 6, generator=generator)
+    for held in (False, True):
+        settings = settings_for("evoedit", layers=(1,), ridge=0.1, hold_ridge=held)
+        state = LayerState(tiny, 1, settings, toy.covariances(tiny, (1,))[1])
+        first = float(state.space().project(batches[0].double()).square().sum(0).mean())
+        written[held] = []
+        for keys in batches:
+            space = state.space()
+            energy = first if held else float(space.project(keys.double()).square().sum(0).mean())
+            update, _ = state.solve(space, keys, residual)
+            expected = solve_update(keys, RidgeMetric(space, 0.1 * energy)).float()
+            torch.testing.assert_close(update.right, expected, rtol=1e-5, atol=1e-7)
+            written[held].append(float((update.delta @ keys - residual).norm() / residual.norm()))
+            vars(state).update(state.remembered(update))
+    assert written[True][0] == written[False][0]
+    assert all(kept > shrunk + 0.1 for kept, shrunk in zip(written[True][1:], written[False][1:], strict=True))
+    with pytest.raises(ValueError, match="hold_ridge says what a relative ridge is relative to"):
+        settings_for("evoedit", layers=(1,), hold_ridge=True, relative_ridge=False)
+
+
+def test_a_batch_that_contradicts_itself_or_holds_no_facts_is_refused(tiny):
+    one, other = (replace(toy.facts("en", [0])[0], target=target, id=target) for target in ("Lima", "Oslo"))
+    editor = simple_editor(tiny, "langedit", layers=(1,))
+    with pytest.raises(RefusedInput, match=r"to be followed by 'Oslo' \(fact Oslo .*and by 'Lima'.*keep one of them"):
+        editor.edit([one, other])
+    assert editor.step == 0
+    editor.edit([one, replace(one, id="again")])
+
+
+def test_numbers_that_no_run_can_take_are_refused():
+    for wrong in (dict(values=dict(vocabulary=0)), dict(released_counts=(0, 100)), dict(released_counts=(5, -1))):
+        with pytest.raises(ValueError, match="greater than"):
+            settings_for("langedit-released", layers=(1,), **wrong)
 
 
 # --- what is kept -----------------------------------------------------------------------------------------------------

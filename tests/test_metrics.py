@@ -106,6 +106,17 @@ def test_exact_match_agrees_with_generation_on_ids_the_model_said_itself(any_mod
                 assert score.tf < 1.0
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_probabilities_of_a_half_precision_model_are_those_of_its_logits(dtype, monkeypatch):
+    model = build_model("llama")
+    model.hf.to(dtype)
+    logits = 12 * torch.randn(1, 320, generator=torch.Generator().manual_seed(0)).to(dtype)
+    monkeypatch.setattr(type(model), "logits", lambda self, hidden, normed: logits.expand(len(hidden), -1))
+    (score,) = score_probes(model, [("Who?", "a")])
+    token = model.tokenizer("a").input_ids[0]
+    assert score.nll == pytest.approx(-float(logits[0].double().log_softmax(-1)[token]), rel=1e-5)
+
+
 def test_no_probes_give_no_scores_and_an_answer_without_tokens_is_refused(tiny):
     assert score_probes(tiny, []) == []
     with pytest.raises(RefusedInput, match="empty or has no tokens"):

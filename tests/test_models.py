@@ -11,6 +11,7 @@ from conftest import SENTENCES, build_model
 
 from langedit_core import Drift, Fact, evaluate_xtreme, prepare_editor, wrap_model
 from langedit_core.errors import RefusedInput
+from langedit_core.models import load_model
 
 FACT = Fact(id="a/1", lang="en", relation="a", subject="France", prompt="The capital of {} is", target="Lyon")
 
@@ -76,7 +77,8 @@ def test_what_is_no_editable_model_or_no_list_is_refused_with_what_to_do(tiny, t
     edit = "try: Editor.edit(None, FACT)\nexcept TypeError as error: assert 'a list of facts' in str(error), error"
     texts = dict(id="a", lang="en", relation="a", subject="Rome", prompt="{} is", target="x")
     probe = f"try: Fact(paraphrases=('x',), **{texts})\nexcept RefusedInput as error: assert 'Probe' in str(error)"
-    lines += [f"FACT = Fact(**{texts})", edit, probe]
+    other = "try: Editor.requests(None, ['x'])\nexcept TypeError as error: assert 'among the facts' in str(error)"
+    lines += [f"FACT = Fact(**{texts})", edit, other, probe]
     refused = [line + "\nelse: raise SystemExit('accepted')" if line.startswith("try") else line for line in lines]
     script = "\n".join(["import torch", "from langedit_core import *", "hf = torch.nn.Linear(1, 1)", *refused])
     subprocess.run([sys.executable, "-c", script], check=True, cwd=tmp_path)
@@ -113,3 +115,25 @@ def test_weights_that_are_no_numbers_or_not_there_are_refused(tiny):
     lent.model.layers[1].mlp.to("meta")
     with pytest.raises(RefusedInput, match="some weights of mine are not in memory"):
         wrap_model(lent, tiny.tokenizer, name="mine")
+
+
+def test_a_compiled_model_is_the_model_it_was_compiled_from(tiny):
+    compiled = wrap_model(torch.compile(tiny.hf, backend="eager"), tiny.tokenizer, name="mine")
+    assert compiled.hf is tiny.hf and compiled.fingerprint == tiny.fingerprint
+
+
+@pytest.mark.filterwarnings("ignore")  # PyTorch is about to drop it
+def test_packed_weights_are_refused(tiny):
+    packed = torch.ao.quantization.quantize_dynamic(tiny.hf, {torch.nn.Linear}, dtype=torch.qint8)
+    with pytest.raises(RefusedInput, match="mine is quantised: the weights of its Linear are packed"):
+        wrap_model(packed, tiny.tokenizer, name="mine")
+
+
+def test_a_file_and_a_folder_that_is_not_there_are_told_from_hub_names(tmp_path, monkeypatch):
+    (tmp_path / "patch.safetensors").write_bytes(b"x")
+    with pytest.raises(ValueError, match="patch.safetensors is a file; expected a folder"):
+        load_model(tmp_path / "patch.safetensors")
+    (tmp_path / "out").mkdir()
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(FileNotFoundError, match="there is no folder out/adapter, and as a hub ID: "):
+        load_model("out/adapter")
