@@ -25,7 +25,13 @@ METRICS = {
 }
 
 PAGE = "reports/standard/02_main_runs.html"
-VERDICTS = {"better": "**better**", "worse": "**worse**", NONE: ""}
+
+
+def verdict(found: pd.Series) -> str:
+    """Bold where several seeds say so."""
+    if found["verdict"] == NONE:
+        return ""
+    return f"**{found['verdict']}**" if found["seeds"] > 1 else found["verdict"]
 
 
 def headline() -> str:
@@ -47,17 +53,25 @@ def measured(design: pd.Series) -> str:
     """Every method's scores on one data set."""
     data, main = design["data"], table("main")
     lines = [f"| method | {' | '.join(METRICS.values())} |", f"|---|{'---|' * len(METRICS)}"]
-    for method in main.loc[main["data"] == data, "method"].unique():
+    methods = main.loc[main["data"] == data, "method"].unique()
+    cells = [
+        "–" if metric == "specificity_same" else f"{at(data, methods[0], metric, 'before')['value']:.2f}"
+        for metric in METRICS
+    ]
+    lines.append(f"| *unedited* | {' | '.join(cells)} |")
+    for method in methods:
         cells = []
         for metric in METRICS:
             now, end = (at(data, method, metric, when) for when in ("immediate", "final"))
             cells.append(f"{now['value']:.2f} → {end['value']:.2f} [{end['low']:.2f}, {end['high']:.2f}]")
         lines.append(f"| {method} | {' | '.join(cells)} |")
+    counts = {int(at(data, method, "efficacy_tf", "final")["n"]) for method in methods}
+    facts = f"{min(counts):,}" if len(counts) == 1 else f"{min(counts):,}, over several seeds {max(counts):,}"
     lines += [
         "",
         f"Gemma 3 270M on {data}, {design['edits per run']} sequential edits per method in {design['languages']}, "
         f"seeds: {design['seeds']}. Right after each batch → after the whole sequence, with the 95 % interval over "
-        f"facts of the latter ([notebook 02]({PAGE})).",
+        f"facts of the latter, n = {facts} ([notebook 02]({PAGE})).",
     ]
     return "\n".join(lines)
 
@@ -72,17 +86,18 @@ def compared(data: str) -> str:
         f"|---|---|{'---|' * len(READINGS)}",
     ]
     found = table(f"comparisons_{data}").query("metric == 'efficacy_tf'")
-    told = {
-        (r["method"], r["against"]): f"{points(r['difference'])} {VERDICTS[r['verdict']]}".strip()
-        for _, r in found.iterrows()
-    }
+    told = {(r["method"], r["against"]): f"{points(r['difference'])} {verdict(r)}".strip() for _, r in found.iterrows()}
     for other in dict.fromkeys(found["against"]):
         if other == READINGS[0]:  # beside the other reading: the negative of what another row says
             continue
         cells = [told.get((method, other), "–") for method in READINGS]
         sizes = dict.fromkeys(f"{r['n']}, {r['seeds']}" for _, r in found[found["against"] == other].iterrows())
         lines.append(f"| {other} | {' and '.join(sizes)} | {' | '.join(cells)} |")
-    return "\n".join([*lines, "", "Bold: shown after Holm's correction; the others are not shown to differ."])
+    told = (
+        "Better, worse: shown after Holm's correction; in plain type under one seed only, so for one order of these "
+        "facts. The others are not shown to differ."
+    )
+    return "\n".join([*lines, "", told])
 
 
 BLOCKS = {
