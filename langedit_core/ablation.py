@@ -40,7 +40,7 @@ PAIRS = {  # question -> a, b of each difference a − b; thresholds are found i
 }
 THRESHOLDS = "threshold"
 HELD = "λ held"
-HELD_BESIDE = "λ held in both"
+HELD_BESIDE = "λ held, beside others"  # in which λ hardly shrinks
 RIDGE = "ridge"  # the cell group of those runs and the ones they are beside
 WIDTHS = {"Gemma 3 270M": 2048, "Llama 3 8B": 14_336, "Llama 3 70B": 28_672}  # d_ff
 FLOAT64, FLOAT32 = 8, 4  # bytes: a Gram matrix is summed in one, keys are kept in the other
@@ -133,8 +133,8 @@ def pairs(variants: Study, data: str) -> Iterator[tuple[str, str, str]]:
     wanted[THRESHOLDS] = [(name, BASE) for name in thresholds(variants, data) if name != BASE]
     of_held = [name.removesuffix(f", {HELD}") for name in variants.methods_of(data) if name.endswith(f", {HELD}")]
     wanted[HELD] = [(f"{name}, {HELD}", name) for name in of_held]
-    beside = [(name, other) for other in ("alphaedit", BASE) for name in of_held if name not in ("alphaedit", other)]
-    wanted[HELD_BESIDE] = [(f"{name}, {HELD}", f"{other}, {HELD}") for name, other in beside]
+    beside = [(name, other) for other in ("alphaedit", BASE) for name in of_held if name not in ("alphaedit", BASE)]
+    wanted[HELD_BESIDE] = [(f"{name}, {HELD}", other) for name, other in beside]
     for question, of in wanted.items():
         yield from ((question, a, b) for a, b in of if {a, b} <= there)
 

@@ -19,7 +19,18 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from langedit_core.cli_common import DeviceOption, DtypeOption, check_output, refuse, say, shown, torch_dtype, write_csv
+from langedit_core.cli_common import (
+    DeviceOption,
+    DtypeOption,
+    check_output,
+    n_batches,
+    n_facts,
+    refuse,
+    say,
+    shown,
+    torch_dtype,
+    write_csv,
+)
 from langedit_core.cli_data import data_app
 from langedit_core.cli_evaluate import evaluate
 from langedit_core.cli_patch import patch_app
@@ -388,7 +399,7 @@ def edit(
     typer.echo(shown(table))
     write_csv(table, output_path, "report")
     if edited.patch is not None:
-        say(f"patch of {len(edited.patch)} batches, {len(edited.patch.facts)} facts: {patch_path}")
+        say(f"patch of {n_batches(len(edited.patch))}, {n_facts(len(edited.patch.facts))}: {patch_path}")
     unmet, tried = edited.unmet
     if unmet:
         say(f"the search for values ended above its aim for {unmet} of {tried} facts: they may not be said")

@@ -44,6 +44,19 @@ def refuse(message: str) -> None:
     raise typer.Exit(1)
 
 
+def counted(n: int, one: str, many: str) -> str:
+    """A number with its noun: "1 batch", "2 batches"."""
+    return f"{n} {one if n == 1 else many}"
+
+
+def n_batches(n: int) -> str:
+    return counted(n, "batch", "batches")
+
+
+def n_facts(n: int) -> str:
+    return counted(n, "fact", "facts")
+
+
 def shown(frame: pd.DataFrame) -> str:
     """A table for a terminal; what there is no number for stays empty."""
     return frame.to_string(index=False, float_format="{:.3f}".format, na_rep="")

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from langedit_core.cli_common import DeviceOption, refuse, say
+from langedit_core.cli_common import DeviceOption, n_batches, n_facts, refuse, say
 
 if TYPE_CHECKING:
     from langedit_core.patches import Patch
@@ -41,13 +41,13 @@ def info(file: FileArgument) -> None:
     typer.echo(
         f"method       {header.method}, layers {', '.join(map(str, patch.layers))}, W: {header.d_out} x {header.d_in}"
     )
-    typer.echo(f"holds        {len(patch)} batches, {len(patch.facts)} facts, {file.stat().st_size / 1e6:.2f} MB")
+    typer.echo(f"holds        {n_batches(len(patch))}, {n_facts(len(patch.facts))}, {file.stat().st_size / 1e6:.2f} MB")
     typer.echo(f"base         {'stored: edits can be removed without the base model' if patch.base else 'not stored'}")
     for t, record in enumerate(header.batches, 1):
         langs = " ".join(dict.fromkeys(fact.lang for fact in record.facts))
         factors = patch.factors[t - 1].values()
         rank = max((one.left.shape[1] for one in factors if one.left is not None), default="dense")
-        line = f"batch {t:<6} {len(record.facts)} facts ({langs}), rank {rank}, weights {_short(record.after)}"
+        line = f"batch {t:<6} {n_facts(len(record.facts))} ({langs}), rank {rank}, weights {_short(record.after)}"
         if record.merged:
             line += f", {record.merged.batches} batches merged, relative error {max(record.merged.error.values()):.1e}"
         typer.echo(line)
@@ -74,7 +74,7 @@ def apply(
     base = load_unedited(_base_name(patch, model), patch, device)
     same = patch.apply(base, exact=exact)
     save_model(base, output_path)
-    say(f"{len(patch)} batches, {len(patch.facts)} facts added, {_bits(same)}: {output_path}")
+    say(f"{n_batches(len(patch))}, {n_facts(len(patch.facts))} added, {_bits(same)}: {output_path}")
 
 
 @patch_app.command(
@@ -104,7 +104,7 @@ def remove(
     if edited is None:
         refuse_taken(output_path)
         patch.prefix(len(patch) - last).save(output_path, with_base=patch.base is not None)
-        say(f"{len(patch) - last} batches kept, {last} removed: {output_path}")
+        say(f"{n_batches(len(patch) - last)} kept, {last} removed: {output_path}")
         return
     refuse_existing(output_path)
     if patch.base is None:
@@ -114,7 +114,7 @@ def remove(
     left = patch.position(holder)
     save_model(holder, output_path)
     unedited = ", which is the unedited model" if left == 0 else ""
-    say(f"{last} batches removed, {left} left{unedited}, {_bits(same)}: {output_path}")
+    say(f"{n_batches(last)} removed, {left} left{unedited}, {_bits(same)}: {output_path}")
 
 
 @patch_app.command(epilog="Example: langedit patch merge capitals/patch.safetensors --output-path merged.safetensors")
@@ -154,7 +154,7 @@ def export(
         _attach(patch, model)
     for layer, error in to_peft(patch, output_path, rank).items():
         typer.echo(f"layer {layer}: relative error {error:.1e}")
-    say(f"adapter of {len(patch.facts)} facts: {output_path}")
+    say(f"adapter of {n_facts(len(patch.facts))}: {output_path}")
     typer.echo(
         f'edited = PeftModel.from_pretrained(base, "{output_path.name}")  # base: {patch.header.model}, unedited'
     )

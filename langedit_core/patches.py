@@ -18,8 +18,8 @@ import torch
 from torch import Tensor
 
 from langedit_core.compaction import compact, factored
-from langedit_core.editors import FACTORS, BatchReport, Editor, Update, written
-from langedit_core.errors import RefusedInput
+from langedit_core.editors import FACTORS, METHODS, BatchReport, Editor, Update, written
+from langedit_core.errors import RefusedInput, unknown
 from langedit_core.models import EditableModel, check_model
 from langedit_core.patch_files import BatchRecord, Factors, Merged, PatchHeader, read_patch, write_patch
 from langedit_core.records import Fact
@@ -63,10 +63,17 @@ class Patch:
             corpus: Hash of the texts of C₀ where they are not the embedded ones.
 
         Raises:
-            ValueError: The editor has edited already, or ends its sequence with something that is no sum of updates.
+            ValueError: The editor has edited already, or ends its sequence with something that is no sum of updates; an
+                unknown method, or one with another space.
         """
         model, settings = editor.model, editor.settings
         check_recordable(method, settings.damping)
+        if method not in METHODS:
+            raise unknown("method", method, METHODS)
+        if (space := METHODS[method]["space"]) != settings.space:
+            raise ValueError(
+                f"{method} edits in the space {space!r}, this editor in {settings.space!r}; name the editor's method"
+            )
         if editor.step:
             raise ValueError(f"the editor has done {editor.step} batches; a patch begins before the first one")
         weights = _weights(model, settings.layers)

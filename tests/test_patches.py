@@ -262,6 +262,12 @@ def test_a_patch_begins_before_the_first_edit_and_takes_each_batch_once():
     patch.append(one, BATCHES[0], report, updates)
     with pytest.raises(ValueError, match="append each once"):
         patch.append(one, BATCHES[0], report, updates)
+    for wrong, message in (
+        ("langedit", "langedit edits in the space 'running', this editor in"),
+        ("memmit", "unknown method"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            Patch.record(editor(build_model("llama"), "memit"), wrong)
     with pytest.raises(ValueError, match="begins before the first one"):
         Patch.record(one, "langedit")
 
