@@ -137,12 +137,23 @@ def fact_of(record: dict, number: int = 1) -> Fact:
         if name in record
     }
     fact = Fact(**texts, **probes)
+    if odd := next(_unedged(fact), None):
+        raise RefusedInput(odd)
     if fact.target == fact.truth:
         raise RefusedInput(
             f"target and truth are both {fact.target!r}, so nothing would change; leave truth out where the model is "
             "to learn what is true"
         )
     return fact
+
+
+def _unedged(fact: Fact) -> Iterator[str]:
+    """Texts that begin in white space, and a subject that ends in it: here, where a slip is likelier than a purpose."""
+    probes = [*fact.paraphrases, *fact.neighbours, *fact.portability]
+    named = {"subject": fact.subject, "prompt": fact.prompt} | {f"{p.kind} prompt": p.prompt for p in probes}
+    for name, text in named.items():
+        if text != text.strip():
+            yield f"{name} {ascii(text)[:80]} begins or ends in white space; remove it, the space between is put there"
 
 
 def _probes(name: str, found: object, kind: str, target: str) -> Iterator[Probe]:

@@ -79,8 +79,8 @@ class Fact:
         portability: Questions whose answers should follow from the edit.
 
     Raises:
-        RefusedInput: If a text is empty, too long, unprintable, begins or ends in white space (what stands between
-            prompt and answer is the language's), or has the wrong number of "{}".
+        RefusedInput: If a text is empty, too long, unprintable, has the wrong number of "{}", or ends a prompt or
+            surrounds an answer with white space: what stands between them is the language's.
     """
 
     id: str
@@ -122,7 +122,9 @@ class Fact:
             raise self._refused(f"{name} is {type(text).__name__}, expected text")
         if not text.strip():
             raise self._refused(f"{name} is empty")
-        if text != text.strip():
+        # Before a subject there may be the space that gives it the same tokens in every language.
+        edges = "" if name == "subject" else text.rstrip() if "prompt" in name else text.strip()
+        if edges and text != edges:
             raise self._refused(
                 f"{name} {ascii(text)[:80]} begins or ends in white space; remove it, the space between is put there"
             )

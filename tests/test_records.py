@@ -36,12 +36,16 @@ def facts(size: int, langs: tuple[str, ...] = ("en", "de"), holes: frozenset = f
 
 
 @pytest.mark.parametrize("changes", [
-    dict(target=" new"), dict(subject="S "), dict(prompt="{} is "), dict(truth="old\u3000"),
+    dict(target=" new"), dict(target="new "), dict(prompt="{} is "), dict(truth="old\u3000"),
     dict(paraphrases=(Probe(prompt="Is S0", answer=" new", kind="paraphrase"),)),
 ])  # fmt: skip
 def test_white_space_at_the_edge_of_a_text_is_refused(changes):
     with pytest.raises(RefusedInput, match="begins or ends in white space; remove it"):
         fact(**changes)
+
+
+def test_a_subject_may_have_the_space_that_gives_it_its_tokens():
+    assert fact(prompt="国家：{}。首都：", subject=" Sweden").text == "国家： Sweden。首都："
 
 
 def test_text_is_the_prompt_with_the_subject_filled_in():
