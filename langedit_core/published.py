@@ -138,6 +138,16 @@ def verdicts(study: Study) -> list[str]:
     return sentences
 
 
+def _shrinks(study: Study, method: str) -> bool:
+    """Whether a method's λ follows a capacity that falls to half, or further, while past keys are protected."""
+    cells = [r.cell for r in study.results if r.cell.method == method]
+    if any(not c.settings.relative_ridge or c.settings.hold_ridge or c.settings.space == "whole" for c in cells):
+        return False
+    growth = pd.concat([study.growth(data) for data in study.datasets])
+    capacity = growth.loc[growth["method"] == method].groupby("step")["capacity"].mean()
+    return len(capacity) > 1 and bool(capacity.min() < 0.5 * capacity.iloc[0])
+
+
 def reasons(study: Study) -> list[str]:
     """Why the two may differ, each with the numbers of this study."""
     cells = [r.cell for r in study.results]
@@ -176,6 +186,11 @@ def reasons(study: Study) -> list[str]:
         out.append(
             "Write port: values are optimised at the output of the edited matrix, before the norm that follows it in "
             "some models; the paper optimises in the residual stream, where such a model cannot be written additively."
+        )
+    if shrinking := [m for m in study.methods if _shrinks(study, m)]:
+        out.append(
+            f"λ: in {', '.join(shrinking)} past keys take up room, and λ, which is relative to what the projection "
+            "leaves of a batch's keys, shrinks with it; the paper's is a constant, as with `hold_ridge`."
         )
     sentences = sorted({r.provenance["corpus_sentences"] for r in study.results if "corpus_sentences" in r.provenance})
     if sentences:

@@ -127,6 +127,18 @@ def test_reasons_hold_the_numbers_of_the_study(study):
         assert part in told, part
 
 
+def test_a_ridge_that_shrinks_with_the_room_is_named_with_its_methods():
+    found = fabricated(("langedit", "evoedit"), xtreme=False)
+    for r in found.results:
+        falling = r.cell.method == "evoedit"
+        r.batches = r.batches.assign(capacity=0.4 / (1 + falling * r.batches["step"]))
+    (told,) = (sentence for sentence in reasons(found) if sentence.startswith("λ"))
+    assert told.startswith("λ: in evoedit past keys take up room")
+    for r in found.results:
+        r.batches = r.batches.assign(capacity=0.4)
+    assert not any(sentence.startswith("λ") for sentence in reasons(analysis.Study(found.results)))
+
+
 @pytest.mark.parametrize(
     ("name", "size"),
     [
