@@ -1,8 +1,9 @@
-"""How far two runs of one sequence differ: records that were computed anew, beside what they were at a revision.
+"""How far two runs of one sequence differ: records that were computed anew, beside what they were at earlier revisions.
 
 Seeds fix facts, order and contexts, not rounding, and what is rounded otherwise (by another processor, another number
 of threads, later code) decides now and then which pass of a search is the last one. Writes the table `repeated_runs` of
-a profile: python scripts/repeated_runs.py [--revision 8c61e48] [--profile standard]. It needs the repository's history.
+a profile: python scripts/repeated_runs.py [--revisions 8c61e48 ...] [--profile standard]. It needs the repository's
+history.
 """
 
 from __future__ import annotations
@@ -23,7 +24,8 @@ from langedit_core.tables import save_table
 
 ROOT = Path(__file__).resolve().parents[1]
 NOWHERE = Path("no results")  # records alone are compared
-FIRST = "8c61e48"  # the last revision whose records hold the first runs
+FIRST = ("8c61e48", "0101013")  # the last revisions whose records hold first runs; of a cell the earliest counts
+KEYS = ["data", "edits", "languages", "method", "seed"]
 COLUMNS = ["data", "method", "languages", "edits", "seed", "first", "second", "difference", "sd"]
 COLUMNS += ["F1, first", "F1, second"]
 
@@ -56,7 +58,7 @@ def repeated(profile: str, before: Path, now: Path) -> pd.DataFrame:
             | ({"F1, first": f1(first), "F1, second": f1(second)} if asked_alike(cell, earlier[0]) else {})
         )
     table = pd.DataFrame(rows, columns=COLUMNS).astype(dict.fromkeys(COLUMNS[-2:], float))
-    return table.sort_values(["data", "edits", "languages", "method", "seed"], ignore_index=True)
+    return table.sort_values(KEYS, ignore_index=True)
 
 
 def efficacy(result: CellResult) -> pd.Series:
@@ -78,17 +80,18 @@ def asked_alike(cell: Cell, other: Cell) -> bool:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--revision", default=FIRST, help="its records are the first runs")
+    parser.add_argument("--revisions", nargs="+", default=FIRST, help="their records are the first runs")
     parser.add_argument("--profile", default="standard")
     options = parser.parse_args()
     records = Path("reports") / options.profile / "records"
-    packed = subprocess.run(
-        ["git", "archive", options.revision, str(records)], cwd=ROOT, check=True, capture_output=True
-    ).stdout
-    with tempfile.TemporaryDirectory() as folder:
-        with tarfile.open(fileobj=io.BytesIO(packed)) as archive:
-            archive.extractall(folder, filter="data")
-        table = repeated(options.profile, Path(folder) / records, ROOT / records)
+    found = []
+    for revision in options.revisions:
+        packed = subprocess.run(["git", "archive", revision, str(records)], cwd=ROOT, check=True, capture_output=True)
+        with tempfile.TemporaryDirectory() as folder:
+            with tarfile.open(fileobj=io.BytesIO(packed.stdout)) as archive:
+                archive.extractall(folder, filter="data")
+            found.append(repeated(options.profile, Path(folder) / records, ROOT / records))
+    table = pd.concat(found).drop_duplicates(KEYS).sort_values(KEYS, ignore_index=True)
     print(save_table(table, ROOT / "reports" / options.profile / "tables", "repeated_runs"))
 
 
