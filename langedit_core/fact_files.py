@@ -148,10 +148,11 @@ def fact_of(record: dict, number: int = 1) -> Fact:
 
 
 def _unedged(fact: Fact) -> Iterator[str]:
-    """Texts that begin in white space, and a subject that ends in it: here, where a slip is likelier than a purpose."""
+    """Texts that begin or end in white space where `Fact` lets them: in a file a slip is likelier than a purpose."""
     probes = [*fact.paraphrases, *fact.neighbours, *fact.portability]
-    named = {"subject": fact.subject, "prompt": fact.prompt} | {f"{p.kind} prompt": p.prompt for p in probes}
-    for name, text in named.items():
+    named = [("subject", fact.subject), ("prompt", fact.prompt)]
+    named += [(f"{probe.kind} {part}", getattr(probe, part)) for probe in probes for part in ("prompt", "answer")]
+    for name, text in named:
         if text != text.strip():
             yield f"{name} {ascii(text)[:80]} begins or ends in white space; remove it, the space between is put there"
 

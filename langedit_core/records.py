@@ -79,8 +79,8 @@ class Fact:
         portability: Questions whose answers should follow from the edit.
 
     Raises:
-        RefusedInput: If a text is empty, too long, unprintable, has the wrong number of "{}", or ends a prompt or
-            surrounds an answer with white space: what stands between them is the language's.
+        RefusedInput: If a text is empty, too long, unprintable or has the wrong number of "{}", or if there is white
+            space behind the prompt or around target or truth: what stands between them is the language's.
     """
 
     id: str
@@ -122,9 +122,10 @@ class Fact:
             raise self._refused(f"{name} is {type(text).__name__}, expected text")
         if not text.strip():
             raise self._refused(f"{name} is empty")
-        # Before a subject there may be the space that gives it the same tokens in every language.
-        edges = "" if name == "subject" else text.rstrip() if "prompt" in name else text.strip()
-        if edges and text != edges:
+        # What is edited would be another thing. Probes only ask, and before a subject there may be the space that gives
+        # it the same tokens in every language.
+        edges = {"prompt": text.rstrip(), "target": text.strip(), "truth": text.strip()}.get(name, text)
+        if text != edges:
             raise self._refused(
                 f"{name} {ascii(text)[:80]} begins or ends in white space; remove it, the space between is put there"
             )

@@ -37,7 +37,6 @@ def facts(size: int, langs: tuple[str, ...] = ("en", "de"), holes: frozenset = f
 
 @pytest.mark.parametrize("changes", [
     dict(target=" new"), dict(target="new "), dict(prompt="{} is "), dict(truth="old\u3000"),
-    dict(paraphrases=(Probe(prompt="Is S0", answer=" new", kind="paraphrase"),)),
 ])  # fmt: skip
 def test_white_space_at_the_edge_of_a_text_is_refused(changes):
     with pytest.raises(RefusedInput, match="begins or ends in white space; remove it"):
