@@ -53,7 +53,7 @@ def ends(n: int, level: float = LEVEL) -> tuple[float, float]:
 
     A plain percentile interval misses a factor of √(n/(n − 1)), and that t is wider than the normal distribution: one
     of six values, said to hold 95 %, holds 87 %. With these quantiles it is, of normal values, Student's (expanded
-    percentile interval, Hesterberg 2015, The American Statistician 69:371); from a hundred on there is no difference.
+    percentile interval, Hesterberg 2015, The American Statistician 69:371); of a hundred it is 2 % wider than plain.
     """
     low = float(stats.norm.cdf(-math.sqrt(n / (n - 1)) * stats.t.isf((1 - level) / 2, n - 1)))
     return low, 1 - low

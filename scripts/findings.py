@@ -166,17 +166,27 @@ def held() -> str:
     )
     mean = [ridge(m, "langedit") for m in names]
     holds(all(each["verdict"] == "better" for each in mean), "all three keep more than the mean with λ held")
+    less = row(
+        "exhaustion_ridge_tidy_mzsre",
+        a="langedit-literal, λ held",
+        b="alphaedit",
+        metric="specificity_same",
+        when="final",
+    )
+    holds(less["verdict"] == "worse", "with λ held the letter spares less than AlphaEdit")
     told = [f"`{m}` has {kept_held(m)} in place of {kept_held(m, held=False)}" for m in names]
     return (
         "**Readings in which past keys weigh more keep about what AlphaEdit does, if λ stays.** λ of the main runs is "
         "relative to what the projection leaves of a batch's keys. Where past keys take that room, λ shrinks with it, "
         "values go on being written through what is left, and the weights run away. With λ held at the first batch's, "
         f"which is the published form in other units, after {edits('mzsre')} edits on mzsRE {_and(told)}: beside "
-        f"`alphaedit` ({kept_held('alphaedit', held=False)}) {_and([beside_alphaedit(m) for m in names])} points, "
+        f"`alphaedit` ({kept_held('alphaedit', held=False)}, whose λ hardly changes) "
+        f"{_and([beside_alphaedit(m) for m in names])} points, "
         f"beside `langedit` ({kept_held('langedit', held=False)}) {_and([in_points(each) for each in mean])} (all "
         f"shown; n = {mean[0]['n']} facts in 1 seed, [07]({R}/07_exhaustion.html); the first also pays for moving past "
-        "keys, as `alphaedit` does). So what the main runs say of these three, here and in the tables above, holds for "
-        "a λ that shrinks; other data sets were not run with one that stays."
+        f"keys, as `alphaedit` does; the second has {in_points(less)} points of specificity beside it, shown). So what "
+        "the main runs say of these three, here and in the tables above, holds for a λ that shrinks; "
+        "other data sets were not run with one that stays."
     )
 
 
