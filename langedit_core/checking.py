@@ -107,17 +107,12 @@ def _bad_grids(path: Path, tree: yaml.Node, profile: Profile) -> list[Problem]:
 
 
 def _bad_notebooks(path: Path, tree: yaml.Node, profile: Profile, folder: Path) -> list[Problem]:
-    from langedit_core.notebooks import check_parameters, find_notebooks  # brings Papermill: seconds
+    from langedit_core.notebooks import refusals  # brings Papermill: seconds
 
-    there, found = find_notebooks(folder), []
-    for stem, parameters in profile.notebooks.items():
-        try:
-            if stem not in there:
-                raise unknown("notebook", stem, there)
-            check_parameters(there[stem], parameters)
-        except ValueError as error:
-            found.append(Problem(path, _line(tree, ("notebooks", stem)), str(error)))
-    return found
+    return [
+        Problem(path, _line(tree, ("notebooks", stem)), message)
+        for stem, message in refusals(profile.notebooks, profile.grids, folder)
+    ]
 
 
 def _told(error: dict) -> str:

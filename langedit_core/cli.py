@@ -93,7 +93,7 @@ def run(
     from langedit_core.devices import VARIABLE
     from langedit_core.errors import unknown
     from langedit_core.models import canonical, load_model
-    from langedit_core.notebooks import run_profile_notebooks
+    from langedit_core.notebooks import refusals, run_profile_notebooks
     from langedit_core.profiles import load_profile
     from langedit_core.results import is_known, keep_record
     from langedit_core.study import check_inputs, run_cells
@@ -102,7 +102,9 @@ def run(
     if device:
         os.environ[VARIABLE] = device  # notebooks, whose kernels inherit it, load models too
     chosen = load_profile(profile)
-    root = output_path or REPOSITORY
+    root, source = output_path or REPOSITORY, REPOSITORY / "notebooks"
+    for _, reason in refusals(chosen.notebooks, chosen.grids, source):  # now, not when days of cells are computed
+        raise ValueError(reason)
     wanted = None if notebooks is None else notebooks.split()
     for stem in wanted or ():
         if stem not in chosen.notebooks:
@@ -144,7 +146,6 @@ def run(
         say(f"{len(cells) - left} of {len(cells)} cells are finished; {then}")
         return
     # Relative to the notebooks, where kernels run: a page says nothing about the machine it was made on.
-    source = REPOSITORY / "notebooks"
     shared = dict(
         PROFILE=os.path.relpath(profile, source) if Path(profile).is_file() else str(profile),
         MODEL=name,

@@ -33,6 +33,7 @@ LARGEST = 100_000_000  # bytes of a notebook with its outputs
 # come over a network; waiting longer costs nothing, since a kernel that dies meanwhile is noticed within a second.
 START_TIMEOUT = 600
 WIDGET = "application/vnd.jupyter.widget-view+json"
+GROUP = re.compile(r'\bPROFILE,\s*"(\w+)"')
 NAME = re.compile(r"\d\d_\w+\.ipynb", re.ASCII)
 
 
@@ -121,6 +122,38 @@ def check_parameters(path: str | Path, parameters: Mapping[str, object]) -> dict
             )
         checked[name] = value
     return checked
+
+
+def cell_groups(path: str | Path) -> tuple[str, ...]:
+    """Cell groups of a profile that a notebook reads, by the calls in it that begin `(PROFILE, "group"`."""
+    cells = [cell.source for cell in read_notebook(path).cells if cell.cell_type == "code"]
+    return tuple(dict.fromkeys(GROUP.findall("\n".join(cells))))
+
+
+def refusals(
+    notebooks: Mapping[str, Mapping[str, object]], groups: Collection[str], source: str | Path
+) -> Iterator[tuple[str, str]]:
+    """What stands against running a profile's notebooks, as pairs of a stem and a sentence; nothing is started.
+
+    Args:
+        notebooks: Stem to parameters.
+        groups: The profile's cell groups.
+        source: Folder with the notebooks.
+    """
+    known = find_notebooks(source)
+    for stem, parameters in notebooks.items():
+        try:
+            if stem not in known:
+                raise unknown("notebook", stem, known)
+            check_parameters(known[stem], parameters)
+            for group in cell_groups(known[stem]):
+                if group not in groups:
+                    raise ValueError(
+                        f"{stem} reads cells {group!r}; the profile's grids are: {', '.join(groups) or 'none'}. "
+                        "Add that grid, or leave the notebook out"
+                    )
+        except ValueError as error:
+            yield stem, str(error)
 
 
 def execute(

@@ -6,8 +6,10 @@ from pathlib import Path
 
 import pytest
 from toy_patch import recorded
+from typer.testing import CliRunner
 
 from langedit_core.checking import check_file
+from langedit_core.cli import app
 from langedit_core.errors import RefusedInput
 from langedit_core.profiles import FOLDER, load_profile
 
@@ -87,3 +89,13 @@ def test_other_files_are_refused(tmp_path):
     assert "unknown kind of file '.txt'; known: " in told(tmp_path, "x", "f.txt")[0][1]
     assert check_file(tmp_path / "none.jsonl").problems[0].message == "does not exist, or is no file"
     assert check_file(tmp_path).problems
+
+
+def test_a_notebook_whose_cells_are_in_no_grid_is_told_before_anything_is_computed(tmp_path):
+    content = PROFILE.replace("  00_quickstart: {}\n", "  00_quickstart: {}\n  03_null_spaces: {}\n")
+    ((line, said),) = told(tmp_path, content, "own.yaml")
+    assert line == 6 and said.startswith("03_null_spaces reads cells 'null_spaces'; the profile's grids are: main.")
+    assert told(tmp_path, content.replace("03_null_spaces", "02_main_runs")) == []
+    ran = CliRunner().invoke(app, ["run", "--profile", str(tmp_path / "own.yaml"), "--output-path", str(tmp_path)])
+    assert ran.exit_code and "03_null_spaces reads cells 'null_spaces'" in str(ran.exception or ran.output)
+    assert not (tmp_path / "results").exists()

@@ -47,7 +47,8 @@ def dry_run(*arguments) -> str:
 def own_profile(tmp_path, **grid) -> Path:
     path = tmp_path / "own.yaml"
     grid = dict(data=["atlas"], methods=["langedit", "evoedit"], batch=3, langs=["en", "zh"]) | grid
-    path.write_text(f"name: own\ndescription: d\nmodels: {[*MODELS]}\nnotebooks: {{a: {{}}}}\ngrids: {{main: {grid}}}")
+    head = f"name: own\ndescription: d\nmodels: {[*MODELS]}\nnotebooks: {{02_main_runs: {{}}}}\n"
+    path.write_text(f"{head}grids: {{main: {grid}}}")
     return path
 
 
