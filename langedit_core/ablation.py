@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 
 import pandas as pd
@@ -40,7 +40,7 @@ PAIRS = {  # question -> a, b of each difference a − b; thresholds are found i
 }
 THRESHOLDS = "threshold"
 HELD = "λ held"
-HELD_BESIDE = "λ held, beside others"  # in which λ hardly shrinks
+HELD_BESIDE = "λ held, beside others"
 RIDGE = "ridge"  # the cell group of those runs and the ones they are beside
 WIDTHS = {"Gemma 3 270M": 2048, "Llama 3 8B": 14_336, "Llama 3 70B": 28_672}  # d_ff
 FLOAT64, FLOAT32 = 8, 4  # bytes: a Gram matrix is summed in one, keys are kept in the other
@@ -55,17 +55,29 @@ def told(threshold: Threshold) -> str:
     return f"< {threshold.value:g}" + (" × mean" if threshold.kind == "relative" else "")
 
 
-def variant(cell: Cell) -> str:
-    """The method, and what the cell has otherwise than that method usually has on its model."""
+def variant(cell: Cell, both: Collection[str] = ()) -> str:
+    """The method, and what the cell has otherwise than that method usually has on its model; of λ only if `both` asks.
+
+    Args:
+        cell: One of a study.
+        both: Methods of which the study has cells whose λ is held and cells whose λ is not; there it is told which.
+    """
     settings = cell.settings
     usual, name = hyperparameters(cell.model, cell.method, layers=settings.layers), cell.method
     if usual.remember and not settings.remember:
         name += ", no past keys"
     if settings.threshold != usual.threshold:
         name += f", {told(settings.threshold)}"
-    if settings.hold_ridge and not usual.hold_ridge:
+    if settings.hold_ridge and cell.method in both:
         name += f", {HELD}"
     return name
+
+
+def names_of(study: Study) -> list[str]:
+    """`variant` of every result."""
+    cells = [r.cell for r in study.results]
+    held, plain = ({c.method for c in cells if c.settings.hold_ridge == kind} for kind in (True, False))
+    return [variant(cell, held & plain) for cell in cells]
 
 
 def by_variant(study: Study) -> Study:
@@ -75,8 +87,8 @@ def by_variant(study: Study) -> Study:
         ValueError: Two cells have one name and would be taken for one.
     """
     renamed, seen = [], set()
-    for result in study.results:
-        cell = result.cell.model_copy(update=dict(method=variant(result.cell)))
+    for result, name in zip(study.results, names_of(study), strict=True):
+        cell = result.cell.model_copy(update=dict(method=name))
         if (key := (cell.data, cell.method, cell.seed)) in seen:
             raise ValueError(
                 f"two cells are {cell.method!r} on {cell.data}, seed {cell.seed}; compare cells of one design"
@@ -115,7 +127,7 @@ def thresholds(variants: Study, data: str) -> dict[str, str]:
     """`langedit` and its variants that differ in the threshold alone -> that threshold; from few free directions up."""
     free, cut = {}, {}
     for r in variants.results:
-        if r.cell.data == data and (r.cell.method == BASE or r.cell.method.startswith(f"{BASE}, ")):
+        if r.cell.data == data and _is_base(r.cell.method):
             free[r.cell.method] = r.batches.loc[r.batches["step"] == 0, "rank"].mean()
             cut[r.cell.method] = told(r.cell.settings.threshold)
     return {name: cut[name] for name in sorted(free, key=free.get)}
@@ -123,7 +135,12 @@ def thresholds(variants: Study, data: str) -> dict[str, str]:
 
 def others(variants: Study, data: str) -> list[str]:
     """Variants at the usual threshold: what differs is the space and what is remembered."""
-    return [name for name in variants.methods_of(data) if name == BASE or not name.startswith(f"{BASE}, ")]
+    return [name for name in variants.methods_of(data) if name == BASE or not _is_base(name)]
+
+
+def _is_base(name: str) -> bool:
+    """Whether a variant is `langedit`, or differs from it in the threshold."""
+    return name == BASE or (name.startswith(f"{BASE}, ") and not name.endswith(HELD))
 
 
 def pairs(variants: Study, data: str) -> Iterator[tuple[str, str, str]]:
@@ -133,7 +150,8 @@ def pairs(variants: Study, data: str) -> Iterator[tuple[str, str, str]]:
     wanted[THRESHOLDS] = [(name, BASE) for name in thresholds(variants, data) if name != BASE]
     of_held = [name.removesuffix(f", {HELD}") for name in variants.methods_of(data) if name.endswith(f", {HELD}")]
     wanted[HELD] = [(f"{name}, {HELD}", name) for name in of_held]
-    beside = [(name, other) for other in ("alphaedit", BASE) for name in of_held if name not in ("alphaedit", BASE)]
+    others = ("alphaedit", BASE, f"alphaedit, {HELD}")
+    beside = [(name, other) for other in others for name in of_held if name not in ("alphaedit", other)]
     wanted[HELD_BESIDE] = [(f"{name}, {HELD}", other) for name, other in beside]
     for question, of in wanted.items():
         yield from ((question, a, b) for a, b in of if {a, b} <= there)
@@ -184,13 +202,12 @@ def leaks(study: Study, results: str | Path, kept: str | Path) -> pd.DataFrame:
     """`factors.leaks` of every cell that has its factors here, or a kept table: columns data, method (the variant),
     seed and those of a leak."""
     parts = [pd.DataFrame(columns=["data", "method", "seed", *factors.LEAKS])]
-    for result in study.results:
-        cell = result.cell
+    for result, name in zip(study.results, names_of(study), strict=True):
         try:
             found = factors.leaks(result, Path(results), Path(kept))
         except FileNotFoundError:
             continue
-        parts.append(found.assign(data=cell.data, method=variant(cell), seed=cell.seed))
+        parts.append(found.assign(data=result.cell.data, method=name, seed=result.cell.seed))
     found = [part for part in parts if len(part)] or parts[:1]
     return pd.concat(found, ignore_index=True)[["data", "method", "seed", *factors.LEAKS]]
 
@@ -198,8 +215,8 @@ def leaks(study: Study, results: str | Path, kept: str | Path) -> pd.DataFrame:
 def mixes(study: Study, results: str | Path, kept: str | Path) -> dict[str, pd.DataFrame]:
     """Per data set `mixing.mixes` on the keys of its first `langedit` cell; only those whose keys are at hand."""
     found = {}
-    for result in study.results:
-        if variant(result.cell) == BASE and result.cell.data not in found:
+    for result, name in zip(study.results, names_of(study), strict=True):
+        if name == BASE and result.cell.data not in found:
             with contextlib.suppress(FileNotFoundError):
                 found[result.cell.data] = mixing.mixes(result, Path(results), Path(kept))
     return found

@@ -15,6 +15,7 @@ from pathlib import Path
 
 import pandas as pd
 import torch
+from pydantic import BaseModel
 from tqdm import tqdm
 
 from langedit_core.editors import BatchReport, Editor
@@ -178,9 +179,12 @@ def _resumed(path: Path, new: Patch, editor: Editor, facts: Sequence[Fact]) -> t
         contexts="context prefixes (seed, or languages beyond those of the study)",
     )  # fmt: skip
     for field, what in must_agree.items():
-        if getattr(stored.header, field) != getattr(new.header, field):
+        theirs, mine = getattr(stored.header, field), getattr(new.header, field)
+        if theirs != mine:
+            differ = f" ({_differences(theirs, mine)})" if field == "settings" else ""
             raise RefusedInput(
-                f"{path} was made with other {what} than this run; use the same options, or another --output-path"
+                f"{path} was made with other {what} than this run{differ}; use the same options, or another "
+                "--output-path"
             )
     if stored.facts != list(facts[: len(stored.facts)]):
         raise RefusedInput(
@@ -196,6 +200,12 @@ def _resumed(path: Path, new: Patch, editor: Editor, facts: Sequence[Fact]) -> t
         log.info("batch %d of %d facts taken from %s", t + 1, len(record.facts), path)
     stored.base = new.base
     return stored, had_base
+
+
+def _differences(theirs: BaseModel, mine: BaseModel) -> str:
+    """Settings that differ, by name: a default may have changed since a patch was begun."""
+    names = [name for name in type(theirs).model_fields if getattr(theirs, name) != getattr(mine, name)]
+    return "; ".join(f"{name}: {getattr(theirs, name)} there, {getattr(mine, name)} here" for name in names)
 
 
 def load_unedited(name: str, patch: Patch, device: str = "auto") -> EditableModel:

@@ -72,7 +72,7 @@ class EditSettings(BaseModel):
     hold_ridge: bool = Field(
         False,
         exclude_if=lambda held: not held,  # came later: what was computed before keeps its hash
-        description="the relative ridge stays relative to what the first batch's keys had left, however little comes",
+        description="the relative ridge stays relative to what the first batch's keys had left (an absolute one does)",
     )
     threshold: Threshold = Threshold()
     spread: Literal["joint", "residual"] = Field(
@@ -117,13 +117,19 @@ class EditSettings(BaseModel):
             raise ValueError(f"layers {list(layers)} cannot be edited; give each once, in ascending order, from 0 on")
         return layers
 
+    @model_validator(mode="before")
+    @classmethod
+    def _absolute_stays(cls, content: object) -> object:
+        """An absolute ridge never changes: that it is held says nothing, and makes no other settings."""
+        if isinstance(content, dict) and content.get("relative_ridge") is False and content.get("hold_ridge") is True:
+            return content | dict(hold_ridge=False)
+        return content
+
     @model_validator(mode="after")
     def _consistent(self) -> EditSettings:
         penalised = self.constraint == "penalty" and self.finetune is None
         if self.space == "whole" and penalised and not self.covariance_weight > 0:
             raise ValueError("space='whole' needs covariance_weight > 0 (λ₀ of MEMIT)")
-        if self.hold_ridge and not self.relative_ridge:
-            raise ValueError("hold_ridge says what a relative ridge is relative to; an absolute one never changes")
         if self.one_by_one and len(self.layers) > 1:
             raise ValueError(f"one_by_one (ROME) edits one layer, not {list(self.layers)}; pass layers=(...) with one")
         if self.meets == "bare" and self.constraint != "exact":

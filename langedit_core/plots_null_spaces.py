@@ -20,6 +20,8 @@ LOOKS: dict[str, tuple[str, str, str]] = {  # colour, marker, dashes
     "evoedit": (PURPLE, "v", ":"),
     "alphaedit": (ORANGE, "s", "-"),
     "alphaedit, no past keys": (ORANGE, "h", "--"),
+    "langedit, λ held": (BLACK, "D", "-"),
+    "alphaedit, λ held": (GREY, "s", "-"),
     "evoedit, λ held": (PURPLE, "v", "-"),
     "langedit-released, λ held": (BLUE, "^", "-"),  # each beside its own method, which is green already
     "langedit-literal, λ held": (VERMILION, "P", "-"),

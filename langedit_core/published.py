@@ -1,7 +1,7 @@
 """What the LangEdit paper (Sun et al., Findings of ACL 2025, arXiv 2506.10800) claims, beside what a study measured.
 
 ours = mean over facts of LangEdit − other, with its paired interval; the other is AlphaEdit, or the best baseline.
-LangEdit stands for both readings of its running mean.
+LangEdit stands for both readings of its running mean, and for its released code.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ from langedit_core.tables import format_ci
 if TYPE_CHECKING:
     from langedit_core.analysis import Study
 
-READINGS = ("langedit", "langedit-literal")
-"""The paper's method: C̄ as the mean of kkᵀ, and its recursion to the letter, which weighs past keys more."""
+READINGS = ("langedit", "langedit-literal", "langedit-released")
+"""The paper's method: C̄ as the mean of kkᵀ; its recursion to the letter, which weighs past keys more; its code."""
 
 LANGEDIT, ALPHAEDIT = READINGS[0], "alphaedit"
 BASELINES = ("ft", "rome", "memit", "memit-seq", "rect", "prune", "alphaedit")
@@ -138,14 +138,20 @@ def verdicts(study: Study) -> list[str]:
     return sentences
 
 
-def _shrinks(study: Study, method: str) -> bool:
-    """Whether a method's λ follows a capacity that falls to half, or further, while past keys are protected."""
-    cells = [r.cell for r in study.results if r.cell.method == method]
-    if any(not c.settings.relative_ridge or c.settings.hold_ridge or c.settings.space == "whole" for c in cells):
-        return False
-    growth = pd.concat([study.growth(data) for data in study.datasets])
-    capacity = growth.loc[growth["method"] == method].groupby("step")["capacity"].mean()
-    return len(capacity) > 1 and bool(capacity.min() < 0.5 * capacity.iloc[0])
+def _relative(study: Study) -> str:
+    """What λ is relative to in which methods; empty where none is."""
+    cells = [r.cell for r in study.results if r.cell.settings.relative_ridge and r.cell.settings.space != "whole"]
+    held, following = (
+        list(dict.fromkeys(c.method for c in cells if c.settings.hold_ridge == kind)) for kind in (True, False)
+    )
+    told = [f"of every batch's in {', '.join(following)}"] * bool(following)
+    told += [f"of the first batch's in {', '.join(held)}"] * bool(held)
+    if not told:
+        return ""
+    return (
+        f"λ: the paper's is a constant; here it is relative to the energy that the projection leaves of keys, "
+        f"{' and '.join(told)}."
+    )
 
 
 def reasons(study: Study) -> list[str]:
@@ -187,11 +193,8 @@ def reasons(study: Study) -> list[str]:
             "Write port: values are optimised at the output of the edited matrix, before the norm that follows it in "
             "some models; the paper optimises in the residual stream, where such a model cannot be written additively."
         )
-    if shrinking := [m for m in study.methods if _shrinks(study, m)]:
-        out.append(
-            f"λ: in {', '.join(shrinking)} past keys take up room, and λ, which is relative to what the projection "
-            "leaves of a batch's keys, shrinks with it; the paper's is a constant, as with `hold_ridge`."
-        )
+    if relative := _relative(study):
+        out.append(relative)
     sentences = sorted({r.provenance["corpus_sentences"] for r in study.results if "corpus_sentences" in r.provenance})
     if sentences:
         span = f"{sentences[0]:,}" + (f" to {sentences[-1]:,}" if len(sentences) > 1 else "")

@@ -77,7 +77,7 @@ def measured(design: pd.Series) -> str:
 
 
 def compared(data: str) -> str:
-    """Both readings of LangEdit beside every other method."""
+    """LangEdit, read in both ways and as released, beside every other method."""
     lines = [
         "The paper reports up to +2.20 points of efficacy over the best baseline, on models of 7 to 8 billion "
         "parameters. Here, at the end of the sequence:",
@@ -88,7 +88,7 @@ def compared(data: str) -> str:
     found = table(f"comparisons_{data}").query("metric == 'efficacy_tf'")
     told = {(r["method"], r["against"]): f"{points(r['difference'])} {verdict(r)}".strip() for _, r in found.iterrows()}
     for other in dict.fromkeys(found["against"]):
-        if other == READINGS[0]:  # beside the other reading: the negative of what another row says
+        if other == READINGS[0]:  # beside the other readings: the negative of what their rows say
             continue
         cells = [told.get((method, other), "–") for method in READINGS]
         sizes = dict.fromkeys(f"{r['n']}, {r['seeds']}" for _, r in found[found["against"] == other].iterrows())

@@ -221,9 +221,9 @@ def test_a_question_is_read_as_one_row_per_pair(found):
 
 
 def test_a_held_ridge_is_a_variant_and_is_compared_with_the_method_it_is_of():
-    held = ablation.by_variant(
-        Study([result("evoedit", final=0.4), result("evoedit", final=0.7, hold_ridge=True), result(final=0.5)])
-    )
+    kept = result("evoedit", final=0.7)
+    assert kept.cell.settings.hold_ridge  # as it usually is for this method
+    held = ablation.by_variant(Study([result("evoedit", final=0.4, hold_ridge=False), kept, result(final=0.5)]))
     assert held.methods == ["evoedit", "evoedit, λ held", "langedit"]
     assert list(ablation.pairs(held, "atlas")) == [
         ("λ held", "evoedit, λ held", "evoedit"), (ablation.HELD_BESIDE, "evoedit, λ held", "langedit"),
@@ -234,6 +234,14 @@ def test_a_held_ridge_is_a_variant_and_is_compared_with_the_method_it_is_of():
     (told,) = ablation_reading.held(held, "atlas", found)
     assert told.startswith("evoedit with λ held at the first batch's: efficacy ") and "n = 60 facts" in told
     assert "writes 0.80 in place of 0.80" in told
+    mean = ablation.by_variant(Study([result("alphaedit"), result(), result(hold_ridge=True)]))
+    assert list(ablation.pairs(mean, "atlas")) == [  # no variant of a threshold, and each pair once
+        ("static or dynamic", "langedit", "alphaedit"), ("λ held", "langedit, λ held", "langedit"),
+        (ablation.HELD_BESIDE, "langedit, λ held", "alphaedit"),
+    ]  # fmt: skip
+    assert ablation.others(mean, "atlas") == ["alphaedit", "langedit", "langedit, λ held"]
+    alone = ablation.by_variant(Study([kept, result()]))
+    assert alone.methods == ["evoedit", "langedit"]  # nothing to tell it from
 
 
 def test_a_profile_without_such_runs_has_none(tmp_path):

@@ -87,6 +87,8 @@ def test_a_stopped_run_goes_on_and_ends_with_the_same_bytes(world):
     assert (folder / "again/patch.safetensors").read_bytes() == (folder / "out/patch.safetensors").read_bytes()
     other = edit(folder, "again", "--resume", "--seed", 3)
     assert "made with other context prefixes (seed" in str(other.exception)
+    other = str(edit(folder, "again", "--resume", "--set", "ridge=0.25").exception)
+    assert "other settings of the method than this run (ridge: " in other and " there, 0.25 here)" in other
     (folder / "turned.jsonl").write_text("\n".join(map(line, FACTS[::-1])), encoding="utf-8")
     turned = edit(folder, "again", "--resume", facts="turned.jsonl")
     assert "holds other facts than the first 4 given" in str(turned.exception)

@@ -254,8 +254,14 @@ def test_a_held_ridge_stays_where_the_first_batch_put_it_while_a_relative_one_sh
             vars(state).update(state.remembered(update))
     assert written[True][0] == written[False][0]
     assert all(kept > shrunk + 0.1 for kept, shrunk in zip(written[True][1:], written[False][1:], strict=True))
-    with pytest.raises(ValueError, match="hold_ridge says what a relative ridge is relative to"):
-        settings_for("evoedit", layers=(1,), hold_ridge=True, relative_ridge=False)
+    absolute = settings_for("evoedit", layers=(1,), ridge=0.1, hold_ridge=True, relative_ridge=False)
+    assert absolute == settings_for("evoedit", layers=(1,), ridge=0.1, relative_ridge=False)
+    state = LayerState(tiny, 1, absolute, toy.covariances(tiny, (1,))[1])
+    for keys in batches[:2]:  # not relative to anything, held or not
+        update, _ = state.solve(space := state.space(), keys, residual)
+        expected = solve_update(keys, RidgeMetric(space, 0.1)).float()
+        torch.testing.assert_close(update.right, expected, rtol=1e-4, atol=1e-6)
+        vars(state).update(state.remembered(update))
 
 
 def test_a_batch_that_contradicts_itself_or_holds_no_facts_is_refused(tiny):

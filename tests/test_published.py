@@ -7,6 +7,7 @@ import pytest
 import toy_study
 
 from langedit_core import analysis, published
+from langedit_core.profiles import hyperparameters
 from langedit_core.published import BASELINES, CLAIMS, EFFICACY, F1, beside, reasons, size_of, verdicts
 
 METHODS = ("memit", "rect", "alphaedit", "langedit", "evoedit")
@@ -90,7 +91,7 @@ def test_both_readings_of_the_mean_are_held_beside_the_claims(monkeypatch):
     monkeypatch.setitem(toy_study.RATES, "langedit", 0.1)
     monkeypatch.setitem(toy_study.RATES, "langedit-literal", 0.0001)
     both = fabricated(("memit", "alphaedit", *published.READINGS), xtreme=False)
-    mean, letter = verdicts(both)
+    mean, letter, _ = verdicts(both)
     assert "advantage of langedit over AlphaEdit is contradicted" in mean
     assert "advantage of langedit-literal over AlphaEdit is" in letter and "contradicted" not in letter
     table = beside(both).set_index(["method", "metric"])
@@ -127,15 +128,15 @@ def test_reasons_hold_the_numbers_of_the_study(study):
         assert part in told, part
 
 
-def test_a_ridge_that_shrinks_with_the_room_is_named_with_its_methods():
-    found = fabricated(("langedit", "evoedit"), xtreme=False)
+def test_what_lambda_is_relative_to_is_told_of_every_method_that_has_one():
+    found = fabricated(("langedit", "evoedit", "memit"), xtreme=False)
+    settings = {m: hyperparameters("gemma-3-270m", m) for m in ("langedit", "evoedit", "memit")}
     for r in found.results:
-        falling = r.cell.method == "evoedit"
-        r.batches = r.batches.assign(capacity=0.4 / (1 + falling * r.batches["step"]))
+        r.cell = r.cell.model_copy(update=dict(settings=settings[r.cell.method]))
     (told,) = (sentence for sentence in reasons(found) if sentence.startswith("λ"))
-    assert told.startswith("λ: in evoedit past keys take up room")
+    assert told.endswith("of every batch's in langedit and of the first batch's in evoedit.")
     for r in found.results:
-        r.batches = r.batches.assign(capacity=0.4)
+        r.cell = r.cell.model_copy(update=dict(settings=r.cell.settings.model_copy(update=dict(relative_ridge=False))))
     assert not any(sentence.startswith("λ") for sentence in reasons(analysis.Study(found.results)))
 
 

@@ -543,6 +543,15 @@ def test_unknown_methods_and_models_are_answered_with_the_known_ones():
         load_model("gemma-3-270")
 
 
+@pytest.mark.parametrize("model", ["gemma-3-270m", "atlas-lm", "my-own", "EleutherAI/gpt-j-6b"])
+def test_lambda_stays_where_past_keys_take_the_room_it_would_be_relative_to(model):
+    settings = {method: hyperparameters(model, method, layers=(3,)) for method in METHODS}
+    held = {method for method, of in settings.items() if of.hold_ridge}
+    takes_room = {m for m, of in settings.items() if of.space in ("incremental", "full_keys", "literal", "released")}
+    published = not settings["langedit"].relative_ridge
+    assert held == (set() if published else takes_room) and published == model.startswith("EleutherAI")
+
+
 def test_too_many_facts_and_unknown_languages_are_refused(tmp_path):
     with pytest.raises(ValueError, match="facts asked for|different facts"):
         run([toy_study.cell(batch=5)], tmp_path)
