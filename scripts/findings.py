@@ -188,7 +188,8 @@ def held() -> str:
         f"([07]({R}/07_exhaustion.html), one seed). It was seen and decided on mzsRE; the other two were run "
         "afterwards. λ held is as a rule the larger one, too, and these runs do not tell a constant λ from a larger "
         f"one. `langedit` and `alphaedit` are not shown to keep more with λ held ({in_points(others[0])} and "
-        f"{in_points(others[1])}, n = {behind['n']} facts), and are {in_points(behind)} points apart then."
+        f"{in_points(others[1])}, n = {behind['n']} facts), and `langedit` has {in_points(behind)} points beside "
+        "`alphaedit` then, too."
     )
 
 
@@ -228,6 +229,8 @@ def exact_keys() -> str:
     written = {m: [at(data, m, "efficacy_tf", "immediate")["value"] for data in DATA] for m in ("evoedit", "alphaedit")}
     for which in (0, 2):
         holds(written["evoedit"][which] < written["alphaedit"][which] - 0.02, "exact keys leave less to write with")
+    spent = int(row("exhaustion_edits_atlas", method="evoedit")["exhausted"])
+    holds(spent > 0, "on atlas some facts have no key of their own left")
     soon = [
         f"{ours:.2f} and {theirs:.2f} on {name}"
         for ours, theirs, name in zip(*written.values(), DATA.values(), strict=True)
@@ -238,7 +241,10 @@ def exact_keys() -> str:
         "inside the span of earlier ones, above all where the same facts come in six languages (mzsRE). Right after "
         f"their batch edits of `evoedit` and `alphaedit` have an efficacy of {_and(soon)}. At the end `evoedit` keeps "
         f"{100 * min(gains):.0f} to {100 * max(gains):.0f} points more than `langedit` (all shown, {N02}), and beside "
-        f"`alphaedit` it has, in points, {_and(beside)} ([07]({R}/07_exhaustion.html)). With λ following the room in "
+        f"`alphaedit` it has, in points, {_and(beside)} ([07]({R}/07_exhaustion.html)). On atlas {spent} of its "
+        f'{edits("atlas")} facts are not edited at all: prompts there begin with the subject ("Country: Peru. '
+        'Continent:"), so that an earlier fact about the same country in that language had the very same key. With λ '
+        "following the room in "
         f"both, exact keys keep {in_points(apart)} points more than the mean after {apart['n']} edits on atlas "
         f"(shown, {N03})."
     )
