@@ -138,10 +138,9 @@ def edits(data: str) -> str:
     return f"{row('design', data=data)['edits per run']:,}"
 
 
-def ridge(method: str, other: str, data: str = "mzsre", metric: str = "efficacy_tf", held: bool = True) -> pd.Series:
-    """How a method with λ held differs at the end from another run, as the page on exhaustion has it."""
-    a = f"{method}, λ held" if held else method
-    return row(f"exhaustion_ridge_tidy_{data}", a=a, b=other, metric=metric, when="final")
+def ridge(method: str, other: str, data: str = "mzsre") -> pd.Series:
+    """How efficacy of a method with λ held differs at the end from another run's, as the page on exhaustion has it."""
+    return row(f"exhaustion_ridge_tidy_{data}", a=f"{method}, λ held", b=other, **KEPT)
 
 
 def kept_held(method: str, data: str = "mzsre", held: bool = True) -> str:
@@ -171,7 +170,7 @@ def held() -> str:
     holds(all(of["bzsre"]["verdict"] == NONE for of in gains.values()), "on bzsRE λ held is not shown to help")
     others = [ridge(m, m) for m in ("langedit", "alphaedit")]
     holds(all(each["verdict"] == NONE for each in others), "λ held is not shown to help the mean nor AlphaEdit")
-    behind = row("exhaustion_ridge_tidy_mzsre", a="langedit, λ held", b="alphaedit, λ held", **KEPT)
+    behind = ridge("langedit", "alphaedit, λ held")
     holds(behind["verdict"] == "worse", "with λ held in both the mean keeps less than AlphaEdit")
     most = max(abs(of["bzsre"]["difference"]) for of in gains.values())
 
@@ -231,7 +230,7 @@ def exact_keys() -> str:
         holds(written["evoedit"][which] < written["alphaedit"][which] - 0.02, "exact keys leave less to write with")
     spent = int(row("exhaustion_edits_atlas", method="evoedit")["exhausted"])
     holds(spent > 0, "on atlas some facts have no key of their own left")
-    soon = [
+    at_first = [
         f"{ours:.2f} and {theirs:.2f} on {name}"
         for ours, theirs, name in zip(*written.values(), DATA.values(), strict=True)
     ]
@@ -239,14 +238,14 @@ def exact_keys() -> str:
     return (
         "**Protecting past keys exactly leaves less to write with in long sequences.** A fact's key lies ever more "
         "inside the span of earlier ones, above all where the same facts come in six languages (mzsRE). Right after "
-        f"their batch edits of `evoedit` and `alphaedit` have an efficacy of {_and(soon)}. At the end `evoedit` keeps "
-        f"{100 * min(gains):.0f} to {100 * max(gains):.0f} points more than `langedit` (all shown, {N02}), and beside "
-        f"`alphaedit` it has, in points, {_and(beside)} ([07]({R}/07_exhaustion.html)). On atlas {spent} of its "
-        f'{edits("atlas")} facts are not edited at all: prompts there begin with the subject ("Country: Peru. '
-        'Continent:"), so that an earlier fact about the same country in that language had the very same key. With λ '
-        "following the room in "
-        f"both, exact keys keep {in_points(apart)} points more than the mean after {apart['n']} edits on atlas "
-        f"(shown, {N03})."
+        f"their batch edits of `evoedit` and `alphaedit` have an efficacy of {_and(at_first)}. At the end `evoedit` "
+        f"keeps {100 * min(gains):.0f} to {100 * max(gains):.0f} points more than `langedit` (all shown, {N02}), "
+        f"and beside `alphaedit` it has, in points, {_and(beside)} ([07]({R}/07_exhaustion.html)). On atlas "
+        f"{spent} of its {edits('atlas')} facts are not edited at all: prompts there begin with the subject ("
+        '"Country: Peru. Continent:"), so that an earlier fact about the same country in that language had '
+        "the very same key. With λ "
+        f"following the room in both, exact keys keep {in_points(apart)} points more than the mean after {apart['n']} "
+        f"edits on atlas (shown, {N03})."
     )
 
 

@@ -140,10 +140,10 @@ def main() -> None:
     rows = []
     for (method, changes, _), result in zip(wanted, results, strict=True):
         final = result.rows[(result.rows["when"] == "final") & result.rows["metric"].isin(SCORED)]
-        per_fact = final.groupby(["metric", "fact", "lang"])["value"].mean().groupby("metric").mean()
+        means = final.groupby(["metric", "fact", "lang"])["value"].mean().groupby("metric").mean()
         setting = ", ".join(f"{k} {v}" for k, v in _flat(changes))
         n = final["fact"].nunique() * len(options.data)
-        rows += [dict(method=method, setting=setting, metric=m, value=v, facts=n) for m, v in per_fact.items()]
+        rows += [dict(method=method, setting=setting, metric=m, value=v, facts=n) for m, v in means.items()]
     table = summary(pd.DataFrame(rows))
     save_table(table, ROOT / "reports" / "tuning" / "tables", "tuning")
     print(markdown_table(table))
