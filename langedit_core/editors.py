@@ -489,6 +489,7 @@ class Editor:
                 can be edited, two facts say different things of one prompt, or a language has no prefixes; nothing was
                 begun.
             TypeError: Something is no fact.
+            RuntimeError: Called under `torch.inference_mode`.
             FloatingPointError: NaN or infinity, a matrix that cannot be factored or decomposed, or any ValueError once
                 the batch is begun, naming step and layer. Model and editor are as they were before the batch, as they
                 are after every other error or an interrupt, and the next batch can follow.
@@ -649,6 +650,11 @@ class Editor:
         self.step, self.finished = 0, False
 
     def _check_ready(self) -> None:
+        if torch.is_inference_mode_enabled():
+            raise RuntimeError(
+                "edits are looked for along gradients, which torch.inference_mode() switches off for good; leave it "
+                "for the edit (torch.no_grad() may stay)"
+            )
         if self.finished:
             raise ValueError("the sequence is finished and its updates are damped; start another editor for more edits")
         # What failed would be put back to the wrong weights, and RECT starts each batch from them.

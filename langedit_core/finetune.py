@@ -130,6 +130,7 @@ def fine_tune(
         size = math.ceil(size / 2)
 
 
+@torch.enable_grad()  # callers often switch gradients off around everything they do with a model
 def _train(
     model: EditableModel, requests: Sequence[ValueRequest], layers: Sequence[int], settings: FineTuneSettings,
     size: int, bias: bool,

@@ -375,7 +375,7 @@ def wrap_model(hf: nn.Module, tokenizer: object, *, name: str) -> EditableModel:
 
     Raises:
         ValueError: Unsupported architecture, no language-model head, NaN or infinity among the weights.
-        RefusedInput: Adapters in it, quantised, or not wholly in memory.
+        RefusedInput: Adapters in it, quantised, not wholly in memory, or made under `torch.inference_mode`.
     """
     if not name or not isinstance(name, str):
         raise ValueError(f"name is {name!r}; expected what the model is to be called, such as its hub ID")
@@ -399,6 +399,11 @@ def wrap_model(hf: nn.Module, tokenizer: object, *, name: str) -> EditableModel:
         )
     if any(parameter.is_meta for parameter in hf.parameters()):
         raise RefusedInput(f"some weights of {name} are not in memory; load it without offloading, or use load_model")
+    if any(parameter.is_inference() for parameter in hf.parameters()):
+        raise RefusedInput(
+            f"some weights of {name} were made under torch.inference_mode(), which no gradient can go through; load it "
+            "outside of it"
+        )
     check_numbers(hf, name)
     if not hasattr(tokenizer, "decode") or not callable(tokenizer):
         raise ValueError(

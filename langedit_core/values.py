@@ -504,6 +504,7 @@ def _clamped(place: Float[Tensor, "n l d"], batch: _Batch) -> Float[Tensor, "n l
     return place * (longest / place.norm(dim=2, keepdim=True)).clamp_max(1)
 
 
+@torch.enable_grad()  # callers often switch gradients off around everything they do with a model
 def _optimise(
     model: EditableModel,
     requests: Sequence[ValueRequest],

@@ -39,7 +39,7 @@ GRID: dict[str, tuple[dict, ...]] = {
 SCORED = ("efficacy_tf", "generality_tf", "specificity_same")
 SHORT = dict(langs=("en", "de", "zh"))
 LONG = dict(langs=CORE, batch=12, rounds=2, track=5)
-LONG_GRID = {method: tuple(dict(ridge=r) for r in (0.03, 0.1, 0.3)) for method in ("langedit", "alphaedit")}
+LONG_GRID = {method: tuple(dict(ridge=r) for r in (0.03, 0.1, 0.3, 1.0)) for method in ("langedit", "alphaedit")}
 
 
 def cells(

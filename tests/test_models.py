@@ -117,6 +117,30 @@ def test_weights_that_are_no_numbers_or_not_there_are_refused(tiny):
         wrap_model(lent, tiny.tokenizer, name="mine")
 
 
+def test_weights_and_edits_under_inference_mode_are_refused_before_anything_is_written(tiny):
+    with torch.inference_mode():
+        copy = build_model("llama", seed=1)
+    with pytest.raises(RefusedInput, match="some weights of mine were made under torch.inference_mode"):
+        wrap_model(copy.hf, copy.tokenizer, name="mine")
+    editor = prepare_editor(tiny, layers=(1,), langs=["en"], corpus=SENTENCES, prefixes=1)
+    fact = Fact(id="a/1", lang="en", relation="a", subject="Rom", prompt="In {} is", target="x")
+    with torch.inference_mode(), pytest.raises(RuntimeError, match="leave it for the edit"):
+        editor.edit([fact])
+    tiny.check_unedited("nothing")
+
+
+@pytest.mark.parametrize("method", ["langedit", "ft"])
+def test_gradients_that_are_switched_off_around_an_edit_change_nothing_of_it(tiny, method):
+    fact = Fact(id="a/1", lang="en", relation="a", subject="Rom", prompt="In {} is", target="x")
+    editor = prepare_editor(tiny, method, layers=(1,), langs=["en"], corpus=SENTENCES, prefixes=1)
+    editor.edit([fact])
+    edited = tiny.weight(1).clone()
+    editor.reset()
+    with torch.no_grad():
+        editor.edit([fact])
+    assert torch.equal(tiny.weight(1), edited)
+
+
 def test_a_compiled_model_is_the_model_it_was_compiled_from(tiny):
     compiled = wrap_model(torch.compile(tiny.hf, backend="eager"), tiny.tokenizer, name="mine")
     assert compiled.hf is tiny.hf and compiled.fingerprint == tiny.fingerprint
