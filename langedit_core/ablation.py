@@ -41,7 +41,10 @@ PAIRS = {  # question -> a, b of each difference a − b; thresholds are found i
 THRESHOLDS = "threshold"
 HELD = "λ held"
 HELD_BESIDE = "λ held, beside others"
-RIDGE = "ridge"  # the cell group of those runs and the ones they are beside
+LARGER = "another λ"
+LARGER_BESIDE = "another λ, beside others"
+RIDGE = "ridge"  # the cell group of the runs with λ held and the ones they are beside
+LARGER_RIDGE = "larger_ridge"  # the same of runs with another λ
 WIDTHS = {"Gemma 3 270M": 2048, "Llama 3 8B": 14_336, "Llama 3 70B": 28_672}  # d_ff
 FLOAT64, FLOAT32 = 8, 4  # bytes: a Gram matrix is summed in one, keys are kept in the other
 
@@ -70,6 +73,8 @@ def variant(cell: Cell, both: Collection[str] = ()) -> str:
         name += f", {told(settings.threshold)}"
     if settings.hold_ridge and cell.method in both:
         name += f", {HELD}"
+    if settings.ridge != usual.ridge:
+        name += f", λ {settings.ridge:g}"
     return name
 
 
@@ -100,20 +105,25 @@ def by_variant(study: Study) -> Study:
     return Study(renamed, study.missing)
 
 
-def held_runs(profile: str, results: str | Path, records: str | Path, model: str) -> list[tuple[Study, str]]:
-    """Runs whose λ stays where the first batch put it, beside the ones they differ from: studies with their data sets.
+def ridge_runs(
+    profile: str, group: str, results: str | Path, records: str | Path, model: str
+) -> list[tuple[Study, str]]:
+    """Runs with λ held or with another λ, beside the ones they differ from: studies with their data sets.
 
     Args:
-        profile: Profile name or YAML file; one without the cell group `RIDGE` has none.
+        profile: Profile name or YAML file; one without the cell group has none.
+        group: `RIDGE` or `LARGER_RIDGE`.
         results: Folder of cells.
         records: Folder of records.
         model: Another model than the profile's; "" for that one.
     """
-    if RIDGE not in load_profile(profile).grids:
+    if group not in load_profile(profile).grids:
         return []
-    variants = by_variant(open_study(profile, RIDGE, results, records=records, model_name=model or None))
+    variants = by_variant(open_study(profile, group, results, records=records, model_name=model or None))
     return [
-        (variants, data) for data in variants.datasets if any(a.endswith(HELD) for _, a, _ in pairs(variants, data))
+        (variants, data)
+        for data in variants.datasets
+        if any(question in (HELD, LARGER) for question, *_ in pairs(variants, data))
     ]
 
 
@@ -140,7 +150,17 @@ def others(variants: Study, data: str) -> list[str]:
 
 def _is_base(name: str) -> bool:
     """Whether a variant is `langedit`, or differs from it in the threshold."""
-    return name == BASE or (name.startswith(f"{BASE}, ") and not name.endswith(HELD))
+    return name == BASE or (name.startswith(f"{BASE}, ") and not _of_ridge(name))
+
+
+def _of_ridge(name: str) -> bool:
+    """Whether a variant differs from its method in λ."""
+    return ", λ " in name
+
+
+def usual_ridge(name: str) -> str:
+    """The variant with the method's usual λ that one with another, or with λ held, is compared with."""
+    return name.split(", λ ")[0]
 
 
 def pairs(variants: Study, data: str) -> Iterator[tuple[str, str, str]]:
@@ -148,11 +168,17 @@ def pairs(variants: Study, data: str) -> Iterator[tuple[str, str, str]]:
     there = set(variants.methods_of(data))
     wanted = {q: list(of) for q, of in PAIRS.items()}
     wanted[THRESHOLDS] = [(name, BASE) for name in thresholds(variants, data) if name != BASE]
-    of_held = [name.removesuffix(f", {HELD}") for name in variants.methods_of(data) if name.endswith(f", {HELD}")]
-    wanted[HELD] = [(f"{name}, {HELD}", name) for name in of_held]
-    others = ("alphaedit", BASE, f"alphaedit, {HELD}")
-    beside = [(name, other) for other in others for name in of_held if name not in ("alphaedit", other)]
-    wanted[HELD_BESIDE] = [(f"{name}, {HELD}", other) for name, other in beside]
+    of_ridge = [name for name in variants.methods_of(data) if _of_ridge(name)]
+    for question, beside in ((HELD, HELD_BESIDE), (LARGER, LARGER_BESIDE)):
+        changed = [name for name in of_ridge if name.endswith(HELD) == (question == HELD)]
+        wanted[question] = [(name, usual_ridge(name)) for name in changed]
+        others = ["alphaedit", BASE, *(name for name in changed if usual_ridge(name) == "alphaedit")]
+        wanted[beside] = [
+            (name, other)
+            for other in others
+            for name in changed
+            if usual_ridge(name) != "alphaedit" and other != usual_ridge(name)
+        ]
     for question, of in wanted.items():
         yield from ((question, a, b) for a, b in of if {a, b} <= there)
 

@@ -4,7 +4,18 @@ from __future__ import annotations
 
 import pandas as pd
 
-from langedit_core.ablation import BASE, FULL_KEYS, HELD, LITERAL, RELEASED, STATIC, THRESHOLDS, sweep
+from langedit_core.ablation import (
+    BASE,
+    FULL_KEYS,
+    HELD,
+    LARGER,
+    LITERAL,
+    RELEASED,
+    STATIC,
+    THRESHOLDS,
+    sweep,
+    usual_ridge,
+)
 from langedit_core.analysis import Study
 from langedit_core.stats import VERDICTS
 from langedit_core.tables import format_ci
@@ -71,8 +82,8 @@ def full_keys(found: pd.DataFrame, leaked: pd.DataFrame) -> list[str]:
     return sentences
 
 
-def held(variants: Study, data: str, found: pd.DataFrame) -> list[str]:
-    """What a λ that does not shrink with the room gives, a sentence per method.
+def ridge(variants: Study, data: str, found: pd.DataFrame) -> list[str]:
+    """What a λ that does not shrink with the room gives, or another λ, a sentence per variant.
 
     Args:
         variants: `ablation.by_variant`.
@@ -80,11 +91,13 @@ def held(variants: Study, data: str, found: pd.DataFrame) -> list[str]:
         found: `ablation.comparisons` of that data set.
     """
     growth, sentences = variants.growth(data).groupby("method"), []
-    for name in dict.fromkeys(found.loc[found["question"] == HELD, "a"]):
-        plain = name.removesuffix(f", {HELD}")
+    ridges = {r.cell.method: r.cell.settings.ridge for r in variants.results if r.cell.data == data}
+    for name in dict.fromkeys(found.loc[found["question"].isin([HELD, LARGER]), "a"]):
+        plain = usual_ridge(name)
+        how = "held at the first batch's" if name.endswith(HELD) else f"{ridges[name]:g} in place of {ridges[plain]:g}"
         row, ends = _pair(found, name, plain), [growth.get_group(m).iloc[-1] for m in (plain, name)]
         sentences.append(
-            f"{plain} with λ held at the first batch's: efficacy {_points(row['immediate'])} right after the batch and "
+            f"{plain} with λ {how}: efficacy {_points(row['immediate'])} right after the batch and "
             f"{_points(row['final'])} at the end (n = {row['final'].n} facts); of the last batch's values it writes "
             f"{ends[1]['written']:.2f} in place of {ends[0]['written']:.2f}, and the weights end at a distance of "
             f"{ends[1]['relative_total']:.2f} in place of {ends[0]['relative_total']:.2f} of their norm."

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+from scipy.stats import gmean
 
 from langedit_core.drift import METRICS as DRIFT
 from langedit_core.interference import (
@@ -31,6 +32,7 @@ from langedit_core.profiles import Profile, load_profile
 from langedit_core.reading import reading
 from langedit_core.results import Cell, CellResult, is_known, load_result
 from langedit_core.stats import (
+    GEOMETRIC,
     LOWER_IS_BETTER,
     Estimate,
     best_cells,
@@ -193,7 +195,8 @@ class Study:
         rows = self._stack("rows", data)
         if seeds:
             rows = rows[rows["method"].isin(others)]
-        rows = rows[(rows["when"] == when) & rows["metric"].isin(METRICS)]
+        # Between perplexities, which are geometric means, a difference would say what the difference of KL says.
+        rows = rows[(rows["when"] == when) & rows["metric"].isin(set(METRICS) - GEOMETRIC)]
         # Six paragraphs can pass no correction, however far apart methods are: there are intervals, and no verdict.
         found = compare_methods(rows, reference, untested=DRIFT)
         order = {name: i for i, name in enumerate([*METRICS, *self.methods])}
@@ -435,13 +438,18 @@ class Study:
     def drift(self, data: str) -> pd.DataFrame:
         """Per method and batch, drift on neutral text right after it: mean over languages, paragraphs and seeds.
 
+        Perplexity is exp of the mean −log p, as in `main`.
+
         Empty where none of the languages has neutral text.
         """
         rows = self._sequence("drift", data)
         if rows.empty:
             return rows
         cell = next(r.cell for r in self.results if r.cell.data == data)
-        table = rows.pivot_table(index=["method", "step"], columns="metric", values="value", aggfunc="mean", sort=False)
+        table = rows.pivot_table(
+            index=["method", "step"], columns="metric", values="value", sort=False,
+            aggfunc=lambda values: gmean(values) if rows.loc[values.index[0], "metric"] in GEOMETRIC else values.mean(),
+        )  # fmt: skip
         table = table.reset_index().rename_axis(columns=None)
         return table.assign(lang=[cell.langs[t % len(cell.langs)] for t in table["step"]])
 

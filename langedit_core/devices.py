@@ -21,6 +21,7 @@ from langedit_core.errors import RefusedInput
 
 VARIABLE = "LANGEDIT_DEVICE"
 """Environment variable: the device where none is named; `--device` sets it for the kernels of notebooks."""
+KINDS = ("cpu", "cuda")
 SPREADS = ("balanced", "balanced_low_0", "sequential")
 """Accelerate's ways to fill all GPUs: evenly, evenly but for a first one that is spared, or one after the other."""
 
@@ -51,11 +52,22 @@ def usable_device(device: str | Mapping[str, str | int]) -> str | dict[str, str 
     except RuntimeError as error:
         expected = f"auto, cpu, a GPU such as cuda:0, or for several GPUs {', '.join(SPREADS)}"
         raise ValueError(f"device {device!r} is unknown; expected {expected}") from error
+    check_kind(kind)
     if kind.type == "cuda" and (kind.index or 0) >= torch.cuda.device_count():
         raise ValueError(
             f"device {device!r} is not there: PyTorch sees {torch.cuda.device_count()} GPUs; take auto or cpu"
         )
     return device
+
+
+def check_kind(device: torch.device) -> None:
+    """Refuse a kind of device on which some steps do not run (second moments of keys are float64, which MPS lacks).
+
+    Raises:
+        ValueError: Says which kinds there are.
+    """
+    if device.type not in KINDS:
+        raise ValueError(f"device {str(device)!r} cannot be used for editing; take one of {', '.join(KINDS)}")
 
 
 def spread(device: str | dict) -> bool:

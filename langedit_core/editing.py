@@ -18,7 +18,7 @@ import torch
 from pydantic import BaseModel
 from tqdm import tqdm
 
-from langedit_core.editors import BatchReport, Editor
+from langedit_core.editors import BatchReport, Editor, check_agreement
 from langedit_core.errors import RefusedInput
 from langedit_core.evaluation import fact_table
 from langedit_core.metrics import ask, questions, rows_of
@@ -89,10 +89,13 @@ def edit_facts(
         quiet: No progress bar.
 
     Raises:
-        RefusedInput: The stored patch is of other facts, another model or other settings, or another run writes to it.
+        RefusedInput: One batch says two things of one prompt, the stored patch is of other facts, another model or
+            other settings, or another run writes to it.
     """
     model = editor.model
     facts, dropped = usable(editor, facts)
+    for first in range(0, len(facts), batch):
+        check_agreement(facts[first : first + batch])
     asked = [question for fact in facts for question in questions(fact)]
     before = ask(model, asked)
     patch, had_base = None if path is None else Patch.record(editor, method, corpus), False

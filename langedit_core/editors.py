@@ -222,6 +222,22 @@ def merged(settings: Mapping[str, object], changes: Mapping[str, object]) -> dic
     return found
 
 
+def check_agreement(facts: Sequence[Fact]) -> None:
+    """Refuse a batch in which one prompt is to be followed by two things.
+
+    Raises:
+        RefusedInput: Names both facts.
+    """
+    asked: dict[tuple[str, str], Fact] = {}
+    for fact in facts:
+        other = asked.setdefault((fact.lang, fact.text), fact)
+        if other.target != fact.target:
+            raise RefusedInput(
+                f"{fact.text!r} is to be followed by {fact.target!r} (fact {fact.label}) and by {other.target!r} "
+                f"(fact {other.label}) in one batch; keep one of them, or edit them one after the other"
+            )
+
+
 FACTORS = torch.float32
 """Of all tensors of an update, whatever the model's own precision."""
 
@@ -446,16 +462,9 @@ class Editor:
     def requests(self, facts: Sequence[Fact]) -> tuple[list[Fact], list[ValueRequest], dict[str, str]]:
         """Token rows of all facts that have them, and the reason for each that has not."""
         kept, rows, dropped = [], [], {}
-        asked: dict[tuple[str, str], Fact] = {}
         for fact in facts:
             if not isinstance(fact, Fact):
                 raise TypeError(f"got {type(fact).__name__} {fact!r:.60} among the facts, expected Fact(...)")
-            other = asked.setdefault((fact.lang, fact.text), fact)
-            if other.target != fact.target:
-                raise RefusedInput(
-                    f"{fact.text!r} is to be followed by {fact.target!r} (fact {fact.label}) and by {other.target!r} "
-                    f"(fact {other.label}) in one batch; keep one of them"
-                )
             where = f"fact {fact.label}: "
             try:
                 contexts = self.contexts.rows(self.model, fact.prompt, fact.subject, fact.lang, where)
@@ -497,6 +506,7 @@ class Editor:
         if isinstance(facts, Fact | str):
             raise TypeError(f"got {type(facts).__name__} {facts!r:.60}, expected a list of facts: edit([fact])")
         kept, requests, dropped = self.requests(facts)
+        check_agreement(kept)
         report = BatchReport(step=self.step, facts=[fact.id for fact in kept], dropped=dropped)
         if not kept:
             raise ValueError(f"no fact of the batch can be edited: {dropped or 'the batch is empty'}")

@@ -78,7 +78,9 @@ def parse_facts(path: str | Path) -> tuple[list[Fact], list[Problem]]:
         other, target = asked.setdefault((fact.lang, fact.text), (number, fact.target))
         if target != fact.target:
             told = f"{fact.text!r} is to be followed by {fact.target!r} here and by {target!r} in line {other}"
-            problems.append(Problem(path, number, f"{told}; keep one of them"))
+            problems.append(
+                Problem(path, number, f"{told}; keep one of them, or edit the later one in a run of its own")
+            )
             continue
         facts.append(fact)
     if not facts and not problems:

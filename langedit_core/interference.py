@@ -72,6 +72,8 @@ def matrix(table: pd.DataFrame, langs: Sequence[str]) -> pd.DataFrame:
 def shown(found: pd.DataFrame, langs: Sequence[str]) -> pd.DataFrame:
     """For `matrix`: whether the 95 % interval of a cell, over facts, holds no zero; not corrected for their number.
 
+    An interval of no width, of facts that all changed alike, says nothing.
+
     Args:
         found: From `changes`.
         langs: As for `matrix`.
@@ -80,7 +82,7 @@ def shown(found: pd.DataFrame, langs: Sequence[str]) -> pd.DataFrame:
     table = pd.DataFrame(False, index=langs, columns=langs)
     for (edited, tested), values in per_fact.groupby(["edited", "tested"]):
         told = interval(values)
-        table.loc[edited, tested] = told.low > 0 or told.high < 0
+        table.loc[edited, tested] = told.low < told.high and (told.low > 0 or told.high < 0)
     return table
 
 

@@ -20,7 +20,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from langedit_core.devices import settle, spread, usable_device
+from langedit_core.devices import check_kind, settle, spread, usable_device
 from langedit_core.errors import RefusedInput, unknown
 from langedit_core.model_folders import check_config, check_folder, check_loaded, check_numbers
 from langedit_core.packaged import EMBEDDED, PACKAGED, embedded, materialise
@@ -369,12 +369,14 @@ def wrap_model(hf: nn.Module, tokenizer: object, *, name: str) -> EditableModel:
     ```
 
     Args:
-        hf: A causal language model of a supported architecture, on one device, all its weights in memory.
+        hf: A causal language model of a supported architecture, all its weights in memory; on several devices if
+            Transformers spread it (`device_map`).
         tokenizer: Its own.
         name: What patches call it, and by which hyper-parameters and layers are looked up (`hparams.yaml`).
 
     Raises:
-        ValueError: Unsupported architecture, no language-model head, NaN or infinity among the weights.
+        ValueError: Unsupported architecture or kind of device, no language-model head, NaN or infinity among the
+            weights.
         RefusedInput: Adapters in it, quantised, not wholly in memory, or made under `torch.inference_mode`.
     """
     if not name or not isinstance(name, str):
@@ -399,12 +401,17 @@ def wrap_model(hf: nn.Module, tokenizer: object, *, name: str) -> EditableModel:
         )
     if any(parameter.is_meta for parameter in hf.parameters()):
         raise RefusedInput(f"some weights of {name} are not in memory; load it without offloading, or use load_model")
+    places = {parameter.device for parameter in hf.parameters()}
+    for place in places:
+        check_kind(place)
     if any(parameter.is_inference() for parameter in hf.parameters()):
         raise RefusedInput(
             f"some weights of {name} were made under torch.inference_mode(), which no gradient can go through; load it "
             "outside of it"
         )
     check_numbers(hf, name)
+    if len(places) > 1:
+        settle(hf)
     if not hasattr(tokenizer, "decode") or not callable(tokenizer):
         raise ValueError(
             f"the tokenizer of {name} is {type(tokenizer).__name__}; expected AutoTokenizer.from_pretrained(...)"

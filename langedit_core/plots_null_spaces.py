@@ -3,13 +3,16 @@
 Colours are those of `plots` where a variant is a method; variants of one method share its colour and differ in dashes.
 """
 
+import itertools
 import math
+from collections import defaultdict
 from collections.abc import Collection, Mapping, Sequence
 
 import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
+from langedit_core.ablation import usual_ridge
 from langedit_core.plots import BLACK, BLUE, GREEN, GREY, METHODS, ORANGE, PURPLE, VERMILION, WIDTH, style
 
 LOOKS: dict[str, tuple[str, str, str]] = {  # colour, marker, dashes
@@ -29,8 +32,14 @@ LOOKS: dict[str, tuple[str, str, str]] = {  # colour, marker, dashes
 
 
 def looks_of(names: Sequence[str]) -> dict[str, tuple[str, str, str]]:
-    """Colour, marker and dashes per variant."""
-    return {name: LOOKS.get(name) or (*METHODS.get(name, (GREY, "h")), "-") for name in names}
+    """Colour, marker and dashes per variant; those with another λ look like their method, with other dashes."""
+    looks, dashes = {}, defaultdict(lambda: itertools.cycle(("--", ":", "-.")))
+    for name in names:
+        plain = usual_ridge(name)
+        looks[name] = LOOKS.get(name) or LOOKS.get(plain) or (*METHODS.get(plain, (GREY, "h")), "-")
+        if name not in LOOKS and name != plain:
+            looks[name] = (*looks[name][:2], next(dashes[plain]))
+    return looks
 
 
 def variant_lines(

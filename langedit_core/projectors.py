@@ -11,6 +11,7 @@ adds is kept as thin keys, until they are no longer thin and a sum of the projec
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -23,6 +24,8 @@ from torch import Tensor
 from langedit_core.covariance import KeyCovariance
 from langedit_core.errors import unknown
 from langedit_core.nullspace import NullSpace, Threshold, cut_at, cut_spectrum, decompose, orthonormal, space_below
+
+log = logging.getLogger(__name__)
 
 # A cut may be an eigenvalue of C₀ itself, which is protected: rounding shall not let go of that one.
 BELOW = 1 - 1e-7
@@ -249,7 +252,15 @@ def projector_of(
     """
     threshold = threshold or Threshold()
     eigenvalues, vectors = spectrum or decompose(covariance.mean)
-    start, cut = cut_spectrum(eigenvalues, vectors, threshold), threshold.cut(eigenvalues)
+    cut, asked = threshold.cut(eigenvalues), threshold.free(eigenvalues)
+    # By the number that cuts later spectra too, for all kinds alike: where rounding lifts it, nothing gets free later.
+    start = cut_at(eigenvalues, vectors, cut)
+    if start.rank > asked:
+        log.warning(
+            "the covariance has %d directions above rounding where %d were to be protected; give it more tokens",
+            start.d - start.rank,
+            start.d - asked,
+        )
     match kind:
         case "fixed":
             return Fixed(start)
@@ -258,8 +269,6 @@ def projector_of(
         case "full_keys":
             return FullKeys(start)
         case "exact" | "randomized" | "literal" | "released":
-            # By the number that cuts later spectra too: where noise lifts it, nothing gets free after the start.
-            start = cut_at(eigenvalues, vectors, cut)
             of = dict(gram=covariance.gram, start=start, protected=start.d - start.rank)
             if kind == "released":
                 return ReleasedMix(cut=cut, count=covariance.count, **of)

@@ -21,6 +21,7 @@ from langedit_core.metrics import score_probes
 from langedit_core.models import EditableModel, check_model
 from langedit_core.profiles import hyperparameters
 from langedit_core.records import Fact, FactSet
+from langedit_core.shared_prefix import generate
 from langedit_core.study import load_data
 from langedit_core.tokens import encode
 
@@ -120,8 +121,6 @@ def look(model: EditableModel, facts: Sequence[Fact], when: str) -> pd.DataFrame
 @torch.no_grad()
 def complete(model: EditableModel, prompt: str, tokens: int = 10) -> str:
     """Greedy continuation of a prompt, up to the end of its line."""
-    ids = torch.tensor([encode(model.tokenizer, prompt)], device=model.device)
-    out = model.hf.generate(
-        ids, attention_mask=torch.ones_like(ids), max_new_tokens=tokens, do_sample=False, pad_token_id=model.pad_id
-    )
-    return model.tokenizer.decode(out[0, ids.shape[1] :], skip_special_tokens=True).split("\n")[0].strip()
+    # Not by `hf.generate`: a generation config may hold a penalty that the study's exact match does not know.
+    ((said, _),) = generate(model, [encode(model.tokenizer, prompt)], stop="\n", tokens=tokens)
+    return said.strip()

@@ -18,6 +18,11 @@ from langedit_core.errors import RefusedInput, unknown
 from langedit_core.languages import LANGUAGES
 
 KINDS = ("edit", "paraphrase", "neighbour_same", "neighbour_near", "neighbour_far", "locality", "portability")
+GROUPS = {  # fields of a fact, and the kinds of questions that they hold
+    "paraphrases": ("paraphrase",),
+    "neighbours": ("neighbour_same", "neighbour_near", "neighbour_far", "locality"),
+    "portability": ("portability",),
+}
 SPLITS = ("edit", "corpus", "tune")
 Deal = Literal["rounds", "lists"]
 LONGEST = 2_000  # characters; longer texts are pasted documents, not questions
@@ -77,9 +82,11 @@ class Fact:
         paraphrases: Other wordings of the prompt, answered by the target.
         neighbours: Questions whose answers must not change.
         portability: Questions whose answers should follow from the edit.
+            A list of any of these becomes a tuple.
 
     Raises:
-        RefusedInput: If a text is empty, too long, unprintable or has the wrong number of "{}", or if there is white
+        RefusedInput: If a text is empty, too long, unprintable or has the wrong number of "{}", a question's kind is
+            not one of its field's (`GROUPS`), or if there is white
             space behind the prompt or around target or truth: what stands between them is the language's.
     """
 
@@ -90,9 +97,9 @@ class Fact:
     prompt: str
     target: str
     truth: str | None = None
-    paraphrases: tuple[Probe, ...] = ()
-    neighbours: tuple[Probe, ...] = ()
-    portability: tuple[Probe, ...] = ()
+    paraphrases: tuple[Probe, ...] | list[Probe] = ()
+    neighbours: tuple[Probe, ...] | list[Probe] = ()
+    portability: tuple[Probe, ...] | list[Probe] = ()
 
     def __post_init__(self) -> None:
         if self.lang not in LANGUAGES:
@@ -101,10 +108,15 @@ class Fact:
             self._check(name, getattr(self, name), braces=1 if name == "prompt" else 0)
         if self.truth is not None:
             self._check("truth", self.truth)
-        for group in ("paraphrases", "neighbours", "portability"):
+        for group, kinds in GROUPS.items():
+            object.__setattr__(self, group, tuple(getattr(self, group)))
             for probe in getattr(self, group):
                 if not isinstance(probe, Probe):
                     raise self._refused(f"{group} holds {type(probe).__name__} {probe!r:.60}, expected Probe(...)")
+                if probe.kind not in kinds:
+                    raise self._refused(
+                        f"{group} holds a question of kind {probe.kind!r}; expected {' or '.join(kinds)}"
+                    )
                 self._check(f"{probe.kind} prompt", probe.prompt)
                 self._check(f"{probe.kind} answer", probe.answer)
 

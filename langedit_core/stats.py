@@ -28,6 +28,7 @@ ALPHA = 0.05
 BLOCK = 2**18  # values drawn at a time, so that they stay in the processor's cache
 DIGITS = 12  # decimals, relative to the largest value, to which equal means are equal however they were added up
 LOWER_IS_BETTER = frozenset({"drift_kl", "drift_ppl"})
+GEOMETRIC = frozenset({"drift_ppl"})  # exp of a mean −log p: averaged as logarithms, or one bad paragraph decides
 UNTESTED = "not tested"
 """In place of a verdict, where an interval is all that can be given."""
 COMPARISON = (
@@ -136,15 +137,6 @@ class Paired:
     def units(self) -> str:
         """What was resampled."""
         return "facts" if self.n_seeds == 1 else "facts, and seeds"
-
-    @property
-    def share_won(self) -> Estimate:
-        """Won among the facts that differ, with Wilson's interval."""
-        n = self.won + self.lost
-        if n == 0:
-            return Estimate(float("nan"), 0, float("nan"), float("nan"))
-        found = stats.binomtest(self.won, n).proportion_ci(confidence_level=LEVEL, method="wilson")
-        return Estimate(self.won / n, n, float(found.low), float(found.high))
 
 
 def paired(a: pd.Series, b: pd.Series, seed: int = 0, level: float = LEVEL) -> Paired:
@@ -473,8 +465,10 @@ def summarise(rows: pd.DataFrame, by: list[str]) -> pd.DataFrame:
 
     Returns:
         Columns `by` + metric, when, lang, value, n (facts), low, high; lang "all" pools all facts, one in several
-        languages as one.
+        languages as one. Of `GEOMETRIC` metrics means and intervals are those of the logarithms, exponentiated.
     """
+    geometric = rows["metric"].isin(GEOMETRIC)
+    rows = rows.assign(value=rows["value"].where(~geometric, np.log(rows["value"].where(geometric, 1.0))))
     unit = ["seed", "fact"] if "seed" in rows else ["fact"]
     keys = [*by, "metric", "when"]
     out = []
@@ -482,5 +476,8 @@ def summarise(rows: pd.DataFrame, by: list[str]) -> pd.DataFrame:
         parts = [("all", per_fact(group, unit))]
         parts += [(lang, per_fact(part, unit)) for lang, part in group.groupby("lang", sort=False)]
         for lang, values in parts:
-            out.append(dict(zip(keys, labels, strict=True)) | {"lang": lang} | interval(values)._asdict())
+            found, names = interval(values), dict(zip(keys, labels, strict=True))
+            if names["metric"] in GEOMETRIC:
+                found = found._replace(**{end: math.exp(getattr(found, end)) for end in ("value", "low", "high")})
+            out.append(names | {"lang": lang} | found._asdict())
     return pd.DataFrame(out, columns=[*keys, "lang", "value", "n", "low", "high"])

@@ -36,7 +36,8 @@ class Row:
 def encode(tokenizer, text: str) -> list[int]:
     """Ids as the model expects them: with BOS where the tokenizer adds one, never with an end token."""
     ids = list(tokenizer(text, add_special_tokens=True).input_ids)
-    if ids and ids[-1] == tokenizer.eos_token_id and not text.endswith(tokenizer.eos_token):
+    begins = ids[:1] == [getattr(tokenizer, "bos_token_id", None)]  # in some tokenizers BOS is the end token, too
+    if len(ids) > begins and ids[-1] == tokenizer.eos_token_id and not text.endswith(tokenizer.eos_token):
         ids.pop()
     return ids
 

@@ -130,7 +130,10 @@ def optimise_values(
     progress: Callable[[int], None] | None = None,
     observe: Callable[[ValuePass], None] | None = None,
 ) -> Values:
-    """Optimise δ for all `requests`; facts do not influence one another.
+    """Optimise δ for all `requests`, each for itself.
+
+    Facts of a micro-batch share nothing but, under `vocabulary`, the set of words whose probability is not lumped
+    together: more facts, more words.
 
     Args:
         model: The model as edited so far.

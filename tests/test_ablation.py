@@ -231,7 +231,7 @@ def test_a_held_ridge_is_a_variant_and_is_compared_with_the_method_it_is_of():
     found = ablation.comparisons(held, "atlas")
     row = ablation.readable(found, ablation.HELD).iloc[0]
     assert row["difference"] == "evoedit, λ held − evoedit" and row["efficacy, at the end"].endswith("better")
-    (told,) = ablation_reading.held(held, "atlas", found)
+    (told,) = ablation_reading.ridge(held, "atlas", found)
     assert told.startswith("evoedit with λ held at the first batch's: efficacy ") and "n = 60 facts" in told
     assert "writes 0.80 in place of 0.80" in told
     mean = ablation.by_variant(Study([result("alphaedit"), result(), result(hold_ridge=True)]))
@@ -244,8 +244,31 @@ def test_a_held_ridge_is_a_variant_and_is_compared_with_the_method_it_is_of():
     assert alone.methods == ["evoedit", "langedit"]  # nothing to tell it from
 
 
+def test_another_ridge_is_a_variant_too_and_beside_every_other_run_of_another_method():
+    mean, past = "langedit, λ 0.3", "alphaedit, λ 1"
+    study = ablation.by_variant(
+        Study([
+            result(final=0.5), result("alphaedit", final=0.6), result(final=0.7, ridge=0.3),
+            result("alphaedit", final=0.7, ridge=1.0),
+        ])
+    )  # fmt: skip
+    assert study.methods == ["langedit", "alphaedit", mean, past]
+    assert [p for p in ablation.pairs(study, "atlas") if p[0] != "static or dynamic"] == [
+        (ablation.LARGER, mean, "langedit"), (ablation.LARGER, past, "alphaedit"),
+        (ablation.LARGER_BESIDE, mean, "alphaedit"), (ablation.LARGER_BESIDE, mean, past),
+    ]  # fmt: skip
+    found = ablation.comparisons(study, "atlas")
+    first, second = ablation_reading.ridge(study, "atlas", found)
+    usual = hyperparameters(MODEL, "langedit", layers=LAYERS).ridge
+    assert first.startswith(f"langedit with λ 0.3 in place of {usual:g}: efficacy ") and "at the end (n = 60" in first
+    assert second.startswith("alphaedit with λ 1 in place of ")
+    looks = plots_null_spaces.looks_of(study.methods)
+    assert looks[mean][:2] == looks["langedit"][:2] and looks[mean] != looks["langedit"]
+    assert list(ablation.thresholds(study, "atlas")) == ["langedit"]
+
+
 def test_a_profile_without_such_runs_has_none(tmp_path):
-    assert ablation.held_runs("quick", tmp_path, tmp_path, "") == []
+    assert ablation.ridge_runs("quick", ablation.RIDGE, tmp_path, tmp_path, "") == []
 
 
 # --- tables -----------------------------------------------------------------------------------------------------------

@@ -18,7 +18,7 @@ from langedit_core import devices, drift, metrics, patches, shared_prefix
 from langedit_core.covariance import cached_covariance
 from langedit_core.editors import METHODS, Editor, settings_for
 from langedit_core.errors import RefusedInput
-from langedit_core.models import EditableModel, inspect, load_model
+from langedit_core.models import EditableModel, inspect, load_model, wrap_model
 from langedit_core.tokens import encode
 from langedit_core.tracing import TraceSettings, trace
 from langedit_core.values import ValueSettings
@@ -154,6 +154,32 @@ def test_the_sheet_says_which_device_has_how_many_layers():
     with SeveralDevices():
         sheet = inspect(split(conftest.build_model("llama")))
     assert "cuda:0 (2 layers), cuda:1 (2 layers)" in sheet
+
+
+def test_a_model_that_came_spread_is_edited_and_asked_as_any_other(tmp_path):
+    whole = conftest.build_model("llama")
+    asked = [("The capital of Norland is", " Ostberg")]
+    with SeveralDevices():
+        hf = conftest.build_model("llama").hf
+        where = {"model.embed_tokens": ONE, "model.rotary_emb": ONE, "model.norm": TWO, "lm_head": TWO}
+        several_devices.scattered(hf, where | {f"model.layers.{i}": ONE if i < 2 else TWO for i in range(4)})
+        spread = wrap_model(hf, whole.tokenizer, name="mine")
+        edited(spread, "langedit", tmp_path)
+        (said,) = metrics.score_probes(spread, asked)
+    edited(whole, "langedit", tmp_path)
+    (expected,) = metrics.score_probes(whole, asked)
+    assert said.nll == pytest.approx(expected.nll, rel=1e-5)
+    assert all(torch.equal(spread.weight(i), whole.weight(i)) for i in range(4))
+
+
+def test_kinds_of_devices_that_cannot_edit_are_refused_by_name(monkeypatch):
+    for kind in ("mps", "xpu", "meta"):
+        with pytest.raises(ValueError, match=f"device '{kind}' cannot be used for editing; take one of cpu, cuda"):
+            devices.usable_device(kind)
+    model = conftest.build_model("llama")
+    monkeypatch.setattr(devices, "KINDS", ("cuda",))
+    with pytest.raises(ValueError, match="device 'cpu' cannot be used for editing"):
+        wrap_model(model.hf, model.tokenizer, name="mine")
 
 
 def test_a_model_left_in_main_memory_is_refused():

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import toy
 from conftest import build_model
@@ -54,6 +56,16 @@ def test_an_interrupted_run_has_written_every_whole_batch_and_goes_on_to_the_sam
     assert len(Patch.load(tmp_path / "patch.safetensors")) == 2
     run(tmp_path / "patch.safetensors", resume=True)
     assert (tmp_path / "patch.safetensors").read_bytes() == (tmp_path / "whole.safetensors").read_bytes()
+
+
+def test_a_later_batch_may_correct_an_earlier_one_and_a_batch_not_itself(tmp_path):
+    first = FACTS[0]
+    other = replace(first, id="other", target="Lima")
+    run(tmp_path / "patch.safetensors", [first, FACTS[1], other])
+    assert [fact.target for fact in Patch.load(tmp_path / "patch.safetensors").facts][::2] == [first.target, "Lima"]
+    with pytest.raises(RefusedInput, match="or edit them one after the other"):
+        run(tmp_path / "none.safetensors", [first, FACTS[1], FACTS[2], replace(FACTS[2], id="other", target="Lima")])
+    assert not (tmp_path / "none.safetensors").exists()  # nothing was begun
 
 
 def test_two_runs_do_not_write_over_each_other(tmp_path, monkeypatch):

@@ -98,6 +98,18 @@ def test_an_infinite_cut_leaves_everything_free_whatever_is_added(kind, threshol
 
 
 @pytest.mark.parametrize("kind", [*KINDS, "fixed", "literal", "released"])
+def test_of_a_corpus_that_is_too_small_only_what_it_spans_is_protected_and_that_is_said(kind, caplog):
+    keys = randn(D, 3)
+    few = KeyCovariance(gram=keys @ keys.T, count=3)  # 3 directions, where 8 are asked for
+    projector = projector_of(kind, few, Threshold(kind="fraction", value=0.8))
+    assert projector.space.rank == D - 3 and float(projector.space.survival(keys).max()) < 1e-9
+    assert "has 3 directions above rounding where 8 were to be protected" in caplog.text
+    caplog.clear()
+    projector_of(kind, covariance(), Threshold(kind="fraction", value=0.8))
+    assert not caplog.text
+
+
+@pytest.mark.parametrize("kind", [*KINDS, "fixed", "literal", "released"])
 def test_a_spectrum_that_is_known_is_not_found_again(kind, monkeypatch):
     of, threshold = covariance(), Threshold(kind="fraction", value=0.5)
     spectrum, found = decompose(of.mean), projector_of(kind, of, threshold)

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from langedit_core.errors import RefusedInput, unknown
 from langedit_core.languages import CORE, LANGUAGES, language
-from langedit_core.records import KINDS, SPLITS, Fact, FactSet, Probe, digest, split_of
+from langedit_core.records import GROUPS, KINDS, SPLITS, Fact, FactSet, Probe, digest, split_of
 
 
 def fact(number: int = 0, lang: str = "en", **changes: object) -> Fact:
@@ -68,9 +68,20 @@ def test_a_subject_or_object_that_is_no_plain_text_is_refused(name, text):
 @pytest.mark.parametrize("place", ["paraphrases", "neighbours", "portability"])
 @pytest.mark.parametrize(("prompt", "answer"), [("{} is", "a"), ("Who?", ""), ("", "a"), ("Who?\r", "a")])
 def test_a_probe_must_be_complete(place, prompt, answer):
-    probe = Probe(prompt=prompt, answer=answer, kind="paraphrase")
-    with pytest.raises(RefusedInput, match="paraphrase"):
-        fact(**{place: (probe,)})
+    kind = GROUPS[place][0]
+    with pytest.raises(RefusedInput, match=f"{kind} (prompt|answer)"):
+        fact(**{place: (Probe(prompt=prompt, answer=answer, kind=kind),)})
+
+
+@pytest.mark.parametrize("place", GROUPS)
+def test_a_field_takes_its_own_kinds_of_questions_only_since_the_kind_decides_the_metric(place):
+    for kind in KINDS:
+        probes = [Probe(prompt="Who?", answer="a", kind=kind)]
+        if kind in GROUPS[place]:
+            assert getattr(fact(**{place: probes}), place) == tuple(probes)  # a list will do
+        else:
+            with pytest.raises(RefusedInput, match=f"{place} holds a question of kind '{kind}'; expected"):
+                fact(**{place: probes})
 
 
 def test_an_unknown_kind_is_answered_with_the_nearest_first():

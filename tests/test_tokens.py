@@ -187,6 +187,12 @@ def test_texts_have_bos_where_the_tokenizer_adds_one_and_never_an_end(name):
     assert encode(tokenizer, "The end</s>").count(eos) == 1 + (name == "byte-level with BOS and end")
 
 
+def test_a_beginning_that_is_also_the_end_stays_before_an_empty_text():
+    tokenizer = with_bos("bos")
+    tokenizer.eos_token = tokenizer.bos_token
+    assert encode(tokenizer, "") == [tokenizer.bos_token_id] == encode(tokenizer, "The capital")[:1]
+
+
 # --- continuation -----------------------------------------------------------------------------------------------------
 
 PAIRS = [

@@ -145,6 +145,12 @@ def test_a_trial_says_what_the_edited_model_says(tiny_gemma, typed):
     assert list(trial.layers["layer"]) == [1, 2]
 
 
+def test_what_a_model_says_next_is_its_likeliest_token_whatever_its_generation_config_has(tiny):
+    said = complete(tiny, "The capital of Norland", tokens=8)
+    tiny.hf.generation_config.repetition_penalty = 5.0
+    assert complete(tiny, "The capital of Norland", tokens=8) == said
+
+
 @pytest.mark.parametrize("method", sorted(METHODS))
 def test_the_weights_come_back_and_the_next_try_gives_the_same(tiny, typed, method):
     before = toy.weights(tiny)
