@@ -104,7 +104,8 @@ def in_short() -> str:
         f"SPHERE ({kept['alphaedit-sphere']:.2f}) or without, which are not shown to differ; after the "
         f"{edits('atlas')} edits on embedded facts plain fine-tuning does ({at('atlas', 'ft', *ended)['value']:.2f}, "
         f"AlphaEdit {at('atlas', 'alphaedit', *ended)['value']:.2f}, with a larger λ {stronger['value']:.2f}). "
-        "[What the runs show](#what-the-runs-show) has the reasons, [What the paper left open](#what-the-paper-left-open) the rest."
+        "[What the runs show](#what-the-runs-show) has the reasons, "
+        "[What the paper left open](#what-the-paper-left-open) the rest."
     )
     return paragraph(text)
 
