@@ -58,12 +58,13 @@ def told(threshold: Threshold) -> str:
     return f"< {threshold.value:g}" + (" × mean" if threshold.kind == "relative" else "")
 
 
-def variant(cell: Cell, both: Collection[str] = ()) -> str:
+def variant(cell: Cell, both: Collection[str] = (), ridges: Collection[str] = ()) -> str:
     """The method, and what the cell has otherwise than that method usually has on its model; of λ only if `both` asks.
 
     Args:
         cell: One of a study.
         both: Methods of which the study has cells whose λ is held and cells whose λ is not; there it is told which.
+        ridges: Methods of which the study has cells with different λ; there another than the usual one is told.
     """
     settings = cell.settings
     usual, name = hyperparameters(cell.model, cell.method, layers=settings.layers), cell.method
@@ -73,7 +74,7 @@ def variant(cell: Cell, both: Collection[str] = ()) -> str:
         name += f", {told(settings.threshold)}"
     if settings.hold_ridge and cell.method in both:
         name += f", {HELD}"
-    if settings.ridge != usual.ridge:
+    if cell.method in ridges and settings.ridge != usual.ridge:
         name += f", λ {settings.ridge:g}"
     return name
 
@@ -82,7 +83,8 @@ def names_of(study: Study) -> list[str]:
     """`variant` of every result."""
     cells = [r.cell for r in study.results]
     held, plain = ({c.method for c in cells if c.settings.hold_ridge == kind} for kind in (True, False))
-    return [variant(cell, held & plain) for cell in cells]
+    ridges = {c.method for c in cells for d in cells if (c.method == d.method) and c.settings.ridge != d.settings.ridge}
+    return [variant(cell, held & plain, ridges) for cell in cells]
 
 
 def by_variant(study: Study) -> Study:

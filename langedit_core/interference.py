@@ -82,7 +82,7 @@ def shown(found: pd.DataFrame, langs: Sequence[str]) -> pd.DataFrame:
     table = pd.DataFrame(False, index=langs, columns=langs)
     for (edited, tested), values in per_fact.groupby(["edited", "tested"]):
         told = interval(values)
-        table.loc[edited, tested] = told.low < told.high and (told.low > 0 or told.high < 0)
+        table.loc[edited, tested] = told.high - told.low > 1e-9 and (told.low > 0 or told.high < 0)
     return table
 
 
