@@ -74,4 +74,4 @@ def test_settings_are_compared_within_a_method_and_methods_at_each_and_at_their_
 def test_the_long_cells_edit_facts_that_no_report_edits_under_each_of_the_settings(tune):
     cells = [cell for *_, cell in tune.cells("gemma-3-270m", tune.LONG_GRID, ["atlas"], **tune.LONG)]
     assert {cell.split for cell in cells} == {"tune"} and {cell.edits for cell in cells} == {144}
-    assert len({cell.hash for cell in cells}) == 6 and {cell.settings.ridge for cell in cells} == {0.03, 0.1, 0.3}
+    assert len({cell.hash for cell in cells}) == 8 and {cell.settings.ridge for cell in cells} == {0.03, 0.1, 0.3, 1}
