@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+from collections import Counter
 from collections.abc import Collection, Iterator
 from pathlib import Path
 
@@ -59,7 +60,7 @@ def told(threshold: Threshold) -> str:
 
 
 def variant(cell: Cell, both: Collection[str] = (), ridges: Collection[str] = ()) -> str:
-    """The method, and what the cell has otherwise than that method usually has on its model; of λ only if `both` asks.
+    """The method, and what the cell has otherwise than that method usually has on its model; of λ as asked.
 
     Args:
         cell: One of a study.
@@ -83,7 +84,8 @@ def names_of(study: Study) -> list[str]:
     """`variant` of every result."""
     cells = [r.cell for r in study.results]
     held, plain = ({c.method for c in cells if c.settings.hold_ridge == kind} for kind in (True, False))
-    ridges = {c.method for c in cells for d in cells if (c.method == d.method) and c.settings.ridge != d.settings.ridge}
+    found = {(c.method, c.settings.ridge) for c in cells}
+    ridges = {method for method, times in Counter(method for method, _ in found).items() if times > 1}
     return [variant(cell, held & plain, ridges) for cell in cells]
 
 
@@ -174,10 +176,10 @@ def pairs(variants: Study, data: str) -> Iterator[tuple[str, str, str]]:
     for question, beside in ((HELD, HELD_BESIDE), (LARGER, LARGER_BESIDE)):
         changed = [name for name in of_ridge if name.endswith(HELD) == (question == HELD)]
         wanted[question] = [(name, usual_ridge(name)) for name in changed]
-        others = ["alphaedit", BASE, *(name for name in changed if usual_ridge(name) == "alphaedit")]
+        rivals = ["alphaedit", BASE, *(name for name in changed if usual_ridge(name) == "alphaedit")]
         wanted[beside] = [
             (name, other)
-            for other in others
+            for other in rivals
             for name in changed
             if usual_ridge(name) != "alphaedit" and other != usual_ridge(name)
         ]

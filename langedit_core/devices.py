@@ -22,6 +22,7 @@ from langedit_core.errors import RefusedInput
 VARIABLE = "LANGEDIT_DEVICE"
 """Environment variable: the device where none is named; `--device` sets it for the kernels of notebooks."""
 KINDS = ("cpu", "cuda")
+"""PyTorch's kinds of devices on which every step of an edit runs."""
 SPREADS = ("balanced", "balanced_low_0", "sequential")
 """Accelerate's ways to fill all GPUs: evenly, evenly but for a first one that is spared, or one after the other."""
 

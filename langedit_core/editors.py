@@ -516,6 +516,11 @@ class Editor:
         self, requests: Sequence[ValueRequest], report: BatchReport, progress: Callable[[int], None] | None = None
     ) -> dict[int, Update]:
         """`edit` on token rows that are already made; fills in `report`."""
+        if torch.is_inference_mode_enabled():
+            raise RuntimeError(
+                "edits are looked for along gradients, which torch.inference_mode() switches off for good; leave it "
+                "for the edit (torch.no_grad() may stay)"
+            )
         self._check_ready()
         clock, doing = Clock(report.seconds, report.processor), _Doing("values")
         try:
@@ -660,11 +665,6 @@ class Editor:
         self.step, self.finished = 0, False
 
     def _check_ready(self) -> None:
-        if torch.is_inference_mode_enabled():
-            raise RuntimeError(
-                "edits are looked for along gradients, which torch.inference_mode() switches off for good; leave it "
-                "for the edit (torch.no_grad() may stay)"
-            )
         if self.finished:
             raise ValueError("the sequence is finished and its updates are damped; start another editor for more edits")
         # What failed would be put back to the wrong weights, and RECT starts each batch from them.

@@ -223,6 +223,8 @@ def larger() -> str:
     holds([gain[data]["verdict"] for data in both] == [NONE, "better"], "AlphaEdit gains on atlas alone")
     spared = {m: differs(m, m.split(",")[0], "mzsre", "specificity_same") for m in (mean, past)}
     holds(all(each["verdict"] == "better" for each in spared.values()), "a larger λ spares other facts")
+    tuned = table("tuning_long", "tuning").set_index("method")
+    holds(set(tuned.index[(tuned["best"] == "yes") & (tuned["λ"] > 0.03)]) == {"langedit", "alphaedit"}, "tuned larger")
     moved = [f"{end(mean, d)} in place of {end('langedit', d)} on {DATA[d]}" for d in both]
     return (
         "**A λ ten times as large keeps more of long sequences, and LangEdit stays behind.** λ was chosen on 12 edits. "

@@ -135,6 +135,10 @@ def test_a_cell_is_shown_where_its_interval_excludes_zero():
     table = shown(changes(rows, LANGS), LANGS)
     assert table.loc["zh"].all() and table.drop(index="zh").to_numpy().mean() < 0.4
     assert not shown(changes(rows, LANGS).iloc[:0], LANGS).any(axis=None)
+    alike = changes(rows, LANGS).assign(change=-10.0)
+    assert not shown(alike, LANGS).any(axis=None)  # an interval of no width says nothing
+    apart = alike.assign(change=alike["change"] + rng.uniform(0, 1, len(alike)))
+    assert shown(apart, LANGS).all(axis=None)
 
 
 def test_one_round_has_no_test():
