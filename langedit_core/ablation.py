@@ -44,8 +44,7 @@ HELD = "λ held"
 HELD_BESIDE = "λ held, beside others"
 LARGER = "another λ"
 LARGER_BESIDE = "another λ, beside others"
-RIDGE = "ridge"  # the cell group of the runs with λ held and the ones they are beside
-LARGER_RIDGE = "larger_ridge"  # the same of runs with another λ
+RIDGES = {"ridge": (HELD, HELD_BESIDE), "larger_ridge": (LARGER, LARGER_BESIDE)}  # cell group -> what its runs answer
 WIDTHS = {"Gemma 3 270M": 2048, "Llama 3 8B": 14_336, "Llama 3 70B": 28_672}  # d_ff
 FLOAT64, FLOAT32 = 8, 4  # bytes: a Gram matrix is summed in one, keys are kept in the other
 
@@ -116,7 +115,7 @@ def ridge_runs(
 
     Args:
         profile: Profile name or YAML file; one without the cell group has none.
-        group: `RIDGE` or `LARGER_RIDGE`.
+        group: One of `RIDGES`.
         results: Folder of cells.
         records: Folder of records.
         model: Another model than the profile's; "" for that one.
@@ -173,7 +172,7 @@ def pairs(variants: Study, data: str) -> Iterator[tuple[str, str, str]]:
     wanted = {q: list(of) for q, of in PAIRS.items()}
     wanted[THRESHOLDS] = [(name, BASE) for name in thresholds(variants, data) if name != BASE]
     of_ridge = [name for name in variants.methods_of(data) if _of_ridge(name)]
-    for question, beside in ((HELD, HELD_BESIDE), (LARGER, LARGER_BESIDE)):
+    for question, beside in RIDGES.values():
         changed = [name for name in of_ridge if name.endswith(HELD) == (question == HELD)]
         wanted[question] = [(name, usual_ridge(name)) for name in changed]
         rivals = ["alphaedit", BASE, *(name for name in changed if usual_ridge(name) == "alphaedit")]

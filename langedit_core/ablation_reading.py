@@ -167,18 +167,18 @@ def released(variants: Study, data: str, found: pd.DataFrame, mixed: pd.DataFram
     if mixed is not None and mixed["step"].max() > 0:
         at = mixed.set_index(["formula", "step"])
         last = mixed["step"].max()
-        paper, code = ({s: at.loc[(formula, s)] for s in (1, last)} for formula in ("paper", "released"))
-        ratio = {s: code[s]["first_key"] / paper[s]["first_key"] for s in (1, last)}
+        mean, code = ({s: at.loc[(formula, s)] for s in (1, last)} for formula in ("mean", "released"))
+        ratio = {s: code[s]["first_key"] / mean[s]["first_key"] for s in (1, last)}
         sentences.append(
-            f"In C̄ one key of the first batch weighs {paper[1]['first_key']:.1e} after that batch by the formula, and "
+            f"In C̄ one key of the first batch weighs {mean[1]['first_key']:.1e} after that batch as a mean, and "
             f"{code[1]['first_key']:.1e} by the released code, {ratio[1]:.0f} times as much: it adds sums of kkᵀ to a "
             "mean, at fixed counts that are not those of keys. It adds all past keys again after every batch, so after "
             f"batch {last} the factor is {ratio[last]:.0f}, and the trace has become {code[last]['trace']:.2f} times "
-            f"that of C₀ (formula: {paper[last]['trace']:.2f})."
+            f"that of C₀ (mean: {mean[last]['trace']:.2f})."
         )
         sentences.append(
-            f"On the same {paper[last]['keys']:.0f} keys the formula leaves {paper[last]['free']:.0f} directions free, "
-            f"and {100 * paper[last]['left']:.0f} % of those keys' energy lies within them; the released code leaves "
+            f"On the same {mean[last]['keys']:.0f} keys the mean leaves {mean[last]['free']:.0f} directions free, "
+            f"and {100 * mean[last]['left']:.0f} % of those keys' energy lies within them; the released code leaves "
             f"{code[last]['free']:.0f} and {100 * code[last]['left']:.0f} % (layer {mixed['layer'].iloc[0]})."
         )
     growth = variants.growth(data)

@@ -312,9 +312,11 @@ class Study:
         return next(r.cell for r in self.results if r.cell.data == data and method in (None, r.cell.method))
 
     def table(self, data: str) -> pd.DataFrame:
-        """Everything about one data set, a row per method: `tables.full_table` with XTREME F1, n and seeds.
+        """Everything about one data set, a row per method: `tables.full_table` with XTREME F1, edits (over all
+        seeds), facts and seeds.
 
-        n counts edits (over all seeds); what is bold is the best in its column or not shown to differ from it.
+        Intervals are over facts, a fact with all its languages and seeds being one; what is bold is the best in its
+        column or not shown to differ from it.
         """
         rows, extra = self._stack("rows", data), {}
         edits = rows[rows["metric"] == "efficacy_tf"].drop_duplicates(["method", "seed", "fact", "lang"])
@@ -324,7 +326,9 @@ class Study:
                 m: f"{row['value', 'before']:.2f} → {format_ci(*(row[c, 'final'] for c in ('value', 'low', 'high')))}"
                 for m, row in wide.iterrows()
             }
-        extra["n"] = edits.groupby("method").size().to_dict()
+        extra["edits"] = edits.groupby("method").size().to_dict()
+        whole = self.of(data).query("metric == 'efficacy_tf' and when == 'final' and lang == 'all'")
+        extra["facts"] = whole.set_index("method")["n"].to_dict()
         extra["seeds"] = edits.groupby("method")["seed"].nunique().to_dict()
         return full_table(self.of(data), extra, bold=self._bold(data, "final"))
 

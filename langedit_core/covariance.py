@@ -1,7 +1,8 @@
 """Second moments of keys over a corpus that is never edited: C = E[k kᵀ], one matrix per layer.
 
 The statistic is streamed, keeps its token count, and is cached under the model's and the corpus's hash; a running
-mean C̄_t = (n̄_{t−1}/n̄_t) C̄_{t−1} + (1/n̄_t) K_t K_tᵀ (LangEdit, arXiv 2506.10800) is the same object, updated.
+mean C̄_t = (n̄_{t−1}/n̄_t) C̄_{t−1} + (1/n̄_t) K_t K_tᵀ (LangEdit, arXiv 2506.10800, read as a mean of kkᵀ) is the same
+object, updated.
 """
 
 from __future__ import annotations

@@ -1,6 +1,7 @@
-"""The running covariance by the paper's formula and by LangEdit's released code, on the same keys.
+"""The running covariance as a mean of kkᵀ and as LangEdit's released code has it, on the same keys.
 
-paper     C̄_t = (n̄_{t−1} C̄_{t−1} + K_t K_tᵀ) / n̄_t,  n̄ the number of keys it is a mean of; cut at cut · n₀/n̄_t
+mean      C̄_t = (n̄_{t−1} C̄_{t−1} + K_t K_tᵀ) / n̄_t,  n̄ the number of keys; cut at cut · n₀/n̄_t: `langedit`, which
+          reads the batch's K Kᵀ in the paper's recursion as a mean (`langedit-literal` reads it as a product)
 released  C̄_t = (n̄₀ C̄_{t−1} + n S_t) / (n̄₀ + n t),  S_t = Σ_{s≤t} K_s K_sᵀ, n̄₀ = 100,000 and n = 100 whatever was
           counted; cut at the cut of C₀
 """
@@ -25,7 +26,7 @@ from langedit_core.results import CellResult
 from langedit_core.study import load_data
 from langedit_core.tables import MISSING
 
-FORMULAS = ("paper", "released")
+FORMULAS = ("mean", "released")
 COLUMNS = ("step", "formula", "layer", "keys", "first_key", "corpus", "trace", "free", "left")
 
 
@@ -74,20 +75,20 @@ def compare(
         keys' energy that lies in free directions; one of no keys is 1).
     """
     spectrum, trace = decompose(covariance.mean), covariance.mean.trace()
-    paper, released = (projector_of(kind, covariance, threshold, spectrum=spectrum) for kind in ("exact", "released"))
+    mean, released = (projector_of(kind, covariance, threshold, spectrum=spectrum) for kind in ("exact", "released"))
     released = replace(released, counts=counts)
     first = dict(keys=0, first_key=0.0, corpus=1.0, trace=1.0, left=1.0)
     rows = [
         dict(step=0, formula=formula, free=projector.space.rank) | first
-        for formula, projector in zip(FORMULAS, (paper, released), strict=True)
+        for formula, projector in zip(FORMULAS, (mean, released), strict=True)
     ]
     for t, batch in enumerate(keys, 1):
-        paper, released = paper.taking(batch), released.taking(batch)
+        mean, released = mean.taking(batch), released.taking(batch)
         everything = torch.cat(list(keys[:t]), dim=1).double()
         n0, n = covariance.count, covariance.count + everything.shape[1]
         corpus, of_batches = released.weights
         for formula, projector, total, weight in (
-            ("paper", paper, n, dict(first_key=1 / n, corpus=n0 / n)),  # the projector holds the sum, n times the mean
+            ("mean", mean, n, dict(first_key=1 / n, corpus=n0 / n)),  # the projector holds the sum, n times the mean
             ("released", released, 1, dict(first_key=of_batches[0], corpus=corpus)),
         ):
             matrix = projector.matrix
@@ -102,7 +103,7 @@ def compare(
 
 
 def readable(found: pd.DataFrame) -> pd.DataFrame:
-    """`mixes` as it is read: a row per batch, paper and released code side by side."""
+    """`mixes` as it is read: a row per batch, mean and released code side by side."""
     columns = {
         "first_key": ("a key of batch 1", "{:.1e}"),
         "corpus": ("C₀", "{:.3f}"),
@@ -117,5 +118,5 @@ def readable(found: pd.DataFrame) -> pd.DataFrame:
         told = [", ".join(form.format(by.loc[(formula, step), column]) for formula in FORMULAS) for step in steps]
         about_keys = column in ("first_key", "left")
         absent = [about_keys and keys == 0 for keys in table["keys"]]
-        table[f"{heading}: paper, code"] = [MISSING if no else text for no, text in zip(absent, told, strict=True)]
+        table[f"{heading}: mean, code"] = [MISSING if no else text for no, text in zip(absent, told, strict=True)]
     return table

@@ -103,7 +103,7 @@ def mixed():
     rows = [
         dict(step=step, formula=formula, layer=4, keys=20 * step, first_key=weight * step, corpus=1.0, trace=trace,
              free=80 - drop * step, left=left)
-        for formula, weight, trace, drop, left in (("paper", 1e-4, 1.0, 1, 0.2), ("released", 1e-3, 1.1, 5, 0.03))
+        for formula, weight, trace, drop, left in (("mean", 1e-4, 1.0, 1, 0.2), ("released", 1e-3, 1.1, 5, 0.03))
         for step in range(3)
     ]  # fmt: skip
     return pd.DataFrame(rows, columns=list(COLUMNS))
@@ -268,7 +268,7 @@ def test_another_ridge_is_a_variant_too_and_beside_every_other_run_of_another_me
 
 
 def test_a_profile_without_such_runs_has_none(tmp_path):
-    assert ablation.ridge_runs("quick", ablation.RIDGE, tmp_path, tmp_path, "") == []
+    assert ablation.ridge_runs("quick", "ridge", tmp_path, tmp_path, "") == []
 
 
 # --- tables -----------------------------------------------------------------------------------------------------------
@@ -384,4 +384,4 @@ def test_the_sweep_draws_every_threshold_once_and_marks_the_usual_one(variants):
     soon, final, mark = efficacy.get_lines()
     assert list(final.get_xdata()) == [50, 80, 90, 95] and list(final.get_ydata()) == [0.9, 0.5, 0.1, 0.5]
     assert list(mark.get_xdata()) == [80, 80] and soon.get_label() == "right after the batch"
-    assert FORMULAS == ("paper", "released")
+    assert FORMULAS == ("mean", "released")

@@ -162,9 +162,10 @@ def partial():
 def test_the_full_table_has_a_row_per_method_and_says_what_it_rests_on(many):
     table = many.table("mzsre").set_index("method")
     assert list(table.index) == list(MANY)
-    columns = ["efficacy", "exact match", "generality", "specificity", "portability", "drift KL", "XTREME F1", "n"]
-    assert list(table) == [*columns, "seeds"]
-    assert set(table["n"]) == {3 * 6 * 6} and set(table["seeds"]) == {3}
+    columns = ["efficacy", "exact match", "generality", "specificity", "portability", "drift KL", "XTREME F1"]
+    assert list(table) == [*columns, "edits", "facts", "seeds"]
+    assert set(table["edits"]) == {3 * 6 * 6} and set(table["seeds"]) == {3}
+    assert table.at["rome", "facts"] == many.estimate("mzsre", "rome", "efficacy_tf", "final").n
     now, end = (many.estimate("mzsre", "rome", "efficacy_tf", when) for when in ("immediate", "final"))
     assert table.at["rome", "efficacy"] == f"{now.value:.2f} → {end.value:.2f} [{end.low:.2f}, {end.high:.2f}]"
     bold = {m for m in MANY if isinstance(table.at[m, "efficacy"], Bold)}
@@ -224,7 +225,11 @@ def test_a_partial_study_compares_what_was_run_on_the_same_facts(partial):
     assert partial.comparisons("mzsre", "langedit")["seeds"].tolist() == tests["n_seeds"].tolist()
     assert not {cell for cell in partial.bold() if cell[2] == "evoedit"}
     assert partial.compared("langedit") == ["mzsre"]
-    assert partial.table("mzsre").set_index("method").loc["evoedit", ["n", "seeds"]].tolist() == [36, 1]
+    assert partial.table("mzsre").set_index("method").loc["evoedit", ["edits", "facts", "seeds"]].tolist() == [
+        36,
+        36,
+        1,
+    ]
     assert partial.methods_of("atlas") == ["memit", "rect"]
     assert not any("langedit" in sentence for sentence in partial.reading("atlas"))
     design = partial.design().set_index("data")

@@ -29,10 +29,10 @@ def batches(sizes, seed=1, d=D):
 def test_weights_by_hand():
     found = mixing.compare(covariance(), batches([3, 2]), Threshold(kind="fraction", value=0.5), COUNTS)
     found = found.set_index(["formula", "step"])
-    paper, code = found.loc["paper"], found.loc["released"]
-    assert paper["keys"].tolist() == code["keys"].tolist() == [0, 3, 5]
-    assert paper["first_key"].tolist() == pytest.approx([0, 1 / 43, 1 / 45])
-    assert paper["corpus"].tolist() == pytest.approx([1, 40 / 43, 40 / 45])
+    mean, code = found.loc["mean"], found.loc["released"]
+    assert mean["keys"].tolist() == code["keys"].tolist() == [0, 3, 5]
+    assert mean["first_key"].tolist() == pytest.approx([0, 1 / 43, 1 / 45])
+    assert mean["corpus"].tolist() == pytest.approx([1, 40 / 43, 40 / 45])
     once = 10 / 1010
     assert code["first_key"].tolist() == pytest.approx([0, once, (1000 * once + 10) / 1020])
     assert code["corpus"].tolist() == pytest.approx([1, 1000 / 1010, 1000 / 1010 * 1000 / 1020])
@@ -49,7 +49,7 @@ def test_weights_are_those_of_the_matrix(formula):
         assert row["trace"] == pytest.approx(row["corpus"] + row["first_key"] * energy)
 
 
-@pytest.mark.parametrize(("formula", "method"), [("paper", "langedit"), ("released", "langedit-released")])
+@pytest.mark.parametrize(("formula", "method"), [("mean", "langedit"), ("released", "langedit-released")])
 def test_spaces_are_those_of_the_editor(formula, method, tiny):
     layer, threshold = 1, Threshold(kind="fraction", value=0.7)
     start = toy.covariances(tiny, (layer,))
@@ -69,7 +69,7 @@ def test_spaces_are_those_of_the_editor(formula, method, tiny):
             editor.apply({layer: Update(left=torch.zeros(d_out, n), right=torch.zeros(d_in, n), keys=keys[t])})
 
 
-@pytest.mark.parametrize(("formula", "kind"), [("paper", "exact"), ("released", "released")])
+@pytest.mark.parametrize(("formula", "kind"), [("mean", "exact"), ("released", "released")])
 def test_spaces_of_few_tokens_are_those_of_the_projectors(formula, kind):
     """Six tokens in twelve dimensions: the cut falls among directions that no token ever had."""
     start, keys, threshold = covariance(count=6), batches([3, 2, 4]), Threshold(kind="fraction", value=0.3)
@@ -87,6 +87,6 @@ def test_spaces_of_few_tokens_are_those_of_the_projectors(formula, kind):
 def test_the_table_has_a_row_per_batch_and_both_formulas_in_a_cell():
     found = mixing.compare(covariance(), batches([3, 2]), Threshold(), COUNTS).assign(layer=4)
     table = mixing.readable(found)
-    assert table["keys"].tolist() == [0, 3, 5] and table["C₀: paper, code"].tolist()[0] == "1.000, 1.000"
-    assert table["past keys' energy left: paper, code"].tolist()[0] == "n/a"
-    assert table["a key of batch 1: paper, code"].tolist()[:2] == ["n/a", f"{1 / 43:.1e}, {10 / 1010:.1e}"]
+    assert table["keys"].tolist() == [0, 3, 5] and table["C₀: mean, code"].tolist()[0] == "1.000, 1.000"
+    assert table["past keys' energy left: mean, code"].tolist()[0] == "n/a"
+    assert table["a key of batch 1: mean, code"].tolist()[:2] == ["n/a", f"{1 / 43:.1e}, {10 / 1010:.1e}"]
