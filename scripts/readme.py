@@ -11,7 +11,7 @@ import sys
 from pathlib import Path
 
 import pandas as pd
-from findings import NONE, findings, in_short, open_questions, ran, repeated
+from findings import findings, in_short, open_questions, ran, repeated, verdict
 from report_tables import at, path_of, points, table
 
 from langedit_core.published import READINGS
@@ -25,13 +25,6 @@ METRICS = {
 }
 
 PAGE = "reports/standard/02_main_runs.html"
-
-
-def verdict(found: pd.Series) -> str:
-    """Bold where several seeds say so."""
-    if found["verdict"] == NONE:
-        return ""
-    return f"**{found['verdict']}**" if found["seeds"] > 1 else found["verdict"]
 
 
 def headline() -> str:
