@@ -41,6 +41,7 @@ PAIRS = {  # question -> a, b of each difference a − b; thresholds are found i
 }
 THRESHOLDS = "threshold"
 HELD = "λ held"
+FOLLOWING = "λ following"
 HELD_BESIDE = "λ held, beside others"
 LARGER = "another λ"
 LARGER_BESIDE = "another λ, beside others"
@@ -72,8 +73,8 @@ def variant(cell: Cell, both: Collection[str] = (), ridges: Collection[str] = ()
         name += ", no past keys"
     if settings.threshold != usual.threshold:
         name += f", {told(settings.threshold)}"
-    if settings.hold_ridge and cell.method in both:
-        name += f", {HELD}"
+    if settings.hold_ridge != usual.hold_ridge and cell.method in both:
+        name += f", {HELD if settings.hold_ridge else FOLLOWING}"
     if cell.method in ridges and settings.ridge != usual.ridge:
         name += f", λ {settings.ridge:g}"
     return name
@@ -162,19 +163,18 @@ def _of_ridge(name: str) -> bool:
 
 
 def usual_ridge(name: str) -> str:
-    """The variant with the method's usual λ that one with another, or with λ held, is compared with."""
+    """The variant with the method's usual λ that one with another λ is compared with."""
     return name.split(", λ ")[0]
 
 
 def pairs(variants: Study, data: str) -> Iterator[tuple[str, str, str]]:
     """What is compared: question, a, b, of the variants that are there."""
-    there = set(variants.methods_of(data))
-    wanted = {q: list(of) for q, of in PAIRS.items()}
-    wanted[THRESHOLDS] = [(name, BASE) for name in thresholds(variants, data) if name != BASE]
-    of_ridge = [name for name in variants.methods_of(data) if _of_ridge(name)]
+    there, wanted, seen = set(variants.methods_of(data)), {}, set()
+    of_ridge = [(name, usual_ridge(name)) for name in variants.methods_of(data) if _of_ridge(name)]
     for question, beside in RIDGES.values():
-        changed = [name for name in of_ridge if name.endswith(HELD) == (question == HELD)]
-        wanted[question] = [(name, usual_ridge(name)) for name in changed]
+        these = [pair for pair in of_ridge if pair[0].endswith((HELD, FOLLOWING)) == (question == HELD)]
+        wanted[question] = [pair[::-1] if pair[0].endswith(FOLLOWING) else pair for pair in these]
+        changed = [name for name, _ in wanted[question]]
         rivals = ["alphaedit", BASE, *(name for name in changed if usual_ridge(name) == "alphaedit")]
         wanted[beside] = [
             (name, other)
@@ -182,8 +182,12 @@ def pairs(variants: Study, data: str) -> Iterator[tuple[str, str, str]]:
             for name in changed
             if usual_ridge(name) != "alphaedit" and other != usual_ridge(name)
         ]
+    wanted |= PAIRS | {THRESHOLDS: [(name, BASE) for name in thresholds(variants, data) if name != BASE]}
     for question, of in wanted.items():
-        yield from ((question, a, b) for a, b in of if {a, b} <= there)
+        for pair in of:
+            if {*pair} <= there and pair not in seen:  # each pair once: it is one comparison of one family
+                seen.add(pair)
+                yield question, *pair
 
 
 def comparisons(variants: Study, data: str, seed: int = 0) -> pd.DataFrame:

@@ -75,9 +75,12 @@ def full_keys(found: pd.DataFrame, leaked: pd.DataFrame) -> list[str]:
             f"what it moves those at its own keys (leak {base['leak']:.1e}, medians over batches and layers){told}."
         )
     if row := _pair(found, "evoedit", FULL_KEYS):
+        final = row["final"]
+        differs = f"its efficacy at the end differs by {_points(final)}; so much may two runs of one method differ."
+        same = "at the end every fact has the same efficacy."
         sentences.append(
-            "evoedit reaches the same space by one thin orthogonalisation per batch, and what differs is rounding: its "
-            f"efficacy at the end differs by {_points(row['final'])}; so much may two runs of one method differ."
+            "evoedit reaches the same space by one thin orthogonalisation per batch, and what differs is rounding: "
+            + (same if final.difference == final.low == final.high == 0 else differs)
         )
     return sentences
 
@@ -92,12 +95,12 @@ def ridge(variants: Study, data: str, found: pd.DataFrame) -> list[str]:
     """
     growth, sentences = variants.growth(data).groupby("method"), []
     ridges = {r.cell.method: r.cell.settings.ridge for r in variants.results if r.cell.data == data}
-    for name in dict.fromkeys(found.loc[found["question"].isin([HELD, LARGER]), "a"]):
-        plain = usual_ridge(name)
-        how = "held at the first batch's" if name.endswith(HELD) else f"{ridges[name]:g} in place of {ridges[plain]:g}"
-        row, ends = _pair(found, name, plain), [growth.get_group(m).iloc[-1] for m in (plain, name)]
+    rows = found[found["question"].isin([HELD, LARGER])]
+    for question, name, other in dict.fromkeys(rows[["question", "a", "b"]].itertuples(index=False, name=None)):
+        how = "held at the first batch's" if question == HELD else f"{ridges[name]:g} in place of {ridges[other]:g}"
+        row, ends = _pair(found, name, other), [growth.get_group(m).iloc[-1] for m in (other, name)]
         sentences.append(
-            f"{plain} with λ {how}: efficacy {_points(row['immediate'])} right after the batch and "
+            f"{usual_ridge(name)} with λ {how}: efficacy {_points(row['immediate'])} right after the batch and "
             f"{_points(row['final'])} at the end (n = {row['final'].n} facts); of the last batch's values it writes "
             f"{ends[1]['written']:.2f} in place of {ends[0]['written']:.2f}, and the weights end at a distance of "
             f"{ends[1]['relative_total']:.2f} in place of {ends[0]['relative_total']:.2f} of their norm."

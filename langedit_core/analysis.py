@@ -6,8 +6,8 @@ Every number in a report passes through here: estimate = mean over facts, with i
 from __future__ import annotations
 
 import functools
-import itertools
-from collections import Counter
+import math
+from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -298,13 +298,20 @@ class Study:
     def unfinished(self) -> str:
         """One sentence about the runs of the profile that are missing, per data set; empty if none are."""
         told = []
-        for data, cells in itertools.groupby(sorted(self.missing, key=lambda cell: cell.data), lambda cell: cell.data):
-            cells = list(cells)
-            whole = [f"seed {seed}" for seed in sorted({cell.seed for cell in cells})]
-            methods = list(dict.fromkeys(cell.method for cell in cells))
-            named = ", ".join(methods) if len(methods) < 4 else f"{len(methods)} methods"
-            runs = "1 run" if len(cells) == 1 else f"{len(cells)} runs"
-            told.append(f"{data} {runs} ({named}; {', '.join(whole)})")
+        for data in sorted({cell.data for cell in self.missing}):
+            seeds, methods = defaultdict(list), defaultdict(list)  # of each method, and of each set of seeds
+            for cell in self.missing:
+                if cell.data == data:
+                    seeds[cell.method].append(cell.seed)
+            for method, of in seeds.items():
+                methods[tuple(sorted(of))].append(method)
+            parts = [
+                f"{', '.join(named) if len(named) < 4 else f'{len(named)} methods'} "
+                f"seed{'s' * (len(of) > 1)} {', '.join(map(str, of))}"
+                for of, named in sorted(methods.items())
+            ]
+            runs = sum(map(len, seeds.values()))
+            told.append(f"{data} {runs} run{'s' * (runs > 1)} ({'; '.join(parts)})")
         return f"Not finished, and not in what follows: {'; '.join(told)}." if told else ""
 
     def cell(self, data: str, method: str | None = None) -> Cell:
@@ -520,7 +527,9 @@ class Study:
             if len(self._seeds(data, method)) < 2:
                 continue
             f1 = r.xtreme[(r.xtreme["task"] == MEAN) & (r.xtreme["lang"] == ALL) & (r.xtreme["when"] == "final")]
-            row = dict(method=method, seed=seed) | {name: means[method, seed, m] for m, name in BY_SEED.items()}
+            row = dict(method=method, seed=seed) | {
+                name: means.get((method, seed, m), math.nan) for m, name in BY_SEED.items()
+            }
             out.append(row | dict(xtreme_f1=f1["value"].mean(), n=int(facts[method, seed, "efficacy_tf"])))
         found = pd.DataFrame(out, columns=["method", "seed", *BY_SEED.values(), "xtreme_f1", "n"])
         return found.sort_values("method", key=lambda m: m.map(self.methods.index), kind="stable", ignore_index=True)

@@ -410,11 +410,12 @@ def reading(
         if how != "exact keys":
             continue
         bends = knee(part)
-        words = [f"{share:g} {_after(told_limit(part, share))}" for share in SHARES]
+        words = [f"{share:g} {_after(told_limit(part, share))}" for share in SHARES if part["survival"].iloc[0] > share]
         start = "nothing protected at first" if fraction == 1 else f"{fraction:.0%} of directions free"
         sentences.append(
-            f"Exact keys, {start}: capacity is {part['survival'].iloc[0]:.2f} at first and falls to "
-            f"{', '.join(words)}" + ("." if np.isnan(bends) else f"; its knee is at {bends:.0f} keys.")
+            f"Exact keys, {start}: capacity is {part['survival'].iloc[0]:.2f} at first"
+            + (f" and falls to {', '.join(words)}" if words else "")
+            + ("." if np.isnan(bends) else f"; its knee is at {bends:.0f} keys.")
         )
     for (how, fraction), part in by.items():
         other = by.get(("exact keys", fraction))
@@ -426,9 +427,9 @@ def reading(
         level = 0.5 * part["survival"].iloc[0]
         words = [_after(told_limit(curve, level)) for curve in (part, other)]
         sentences.append(
-            f"The running covariance ({fraction:.0%} free) reaches the limit {earlier} than exact keys: half of its "
-            f"first capacity is gone {words[0]} (exact keys: {words[1]}); after {int(last['protected'])} keys "
-            f"{int(last['rank'])} directions and a capacity of {last['survival']:.2f} are left, against "
+            f"The running covariance ({fraction:.0%} free) reaches the limit {earlier} than exact keys: capacity "
+            f"falls to half of its first value {words[0]} (exact keys: {words[1]}); after {int(last['protected'])} "
+            f"keys {int(last['rank'])} directions and a capacity of {last['survival']:.2f} are left, against "
             f"{int(same['rank'])} and {same['survival']:.2f}. What it leaves is not protected: past keys keep "
             f"{last['exposed']:.2f} of their energy in the free space (exact keys: {same['exposed']:.1e})."
         )

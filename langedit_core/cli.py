@@ -402,6 +402,11 @@ def edit(
     write_csv(table, output_path, "report")
     if edited.patch is not None:
         say(f"patch of {n_batches(len(edited.patch))}, {n_facts(len(edited.patch.facts))}: {patch_path}")
+    for group in edited.same_keys:
+        say(
+            f"facts {', '.join(fact.id for fact in group)} have one key, that of {group[0].opening!r} "
+            f"({group[0].lang}), and overwrite one another; let their prompts differ before the subject"
+        )
     unmet, tried = edited.unmet
     if unmet:
         say(f"the search for values ended above its aim for {unmet} of {tried} facts: they may not be said")
@@ -532,7 +537,7 @@ def entry() -> None:
 
     try:
         app()
-    except (ValueError, OSError, ImportError, ArithmeticError, NotebookFailed) as error:
+    except (ValueError, OSError, ImportError, ArithmeticError, MemoryError, NotebookFailed) as error:
         if "-v" in sys.argv or "--verbose" in sys.argv:
             raise
         from pydantic import ValidationError

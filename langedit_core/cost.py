@@ -349,7 +349,7 @@ def gpu_reading(table: pd.DataFrame) -> list[str]:
     if table.empty:
         return [
             "Nothing was measured on a GPU: `benchmarks/gpu_block.py` runs LangEdit and AlphaEdit on randomly "
-            "initialised weights of Llama3-8B's shape, and one layer of a 70B model's, and its results appear here."
+            "initialised weights of Llama3-8B's shape, and one layer of a 70B model's; its results would appear here."
         ]
     out = []
     for (shape, device), part in table.groupby(["shape", "device"], sort=False):

@@ -155,6 +155,7 @@ def cached_covariance(
         ValueError: There is no text; or a layer is missing on disk and the model is edited: what would be gathered now
             is not C₀.
     """
+    texts = list(texts)
     if not texts:
         raise ValueError("no text to gather keys from; C₀ needs sentences in the languages whose keys shall be kept")
     folder = folder or cache_home() / "covariance"

@@ -27,13 +27,15 @@ SPREADS = ("balanced", "balanced_low_0", "sequential")
 """Accelerate's ways to fill all GPUs: evenly, evenly but for a first one that is spared, or one after the other."""
 
 
-def usable_device(device: str | Mapping[str, str | int]) -> str | dict[str, str | int]:
+def usable_device(device: str | torch.device | Mapping[str, str | int]) -> str | dict[str, str | int]:
     """`device` as it is; for `auto` that of `LANGEDIT_DEVICE`, else the first GPU, the processor if there is none.
 
     Raises:
         ValueError: Not a device, or not one of this machine.
         RefusedInput: Several devices are asked for, and Accelerate is not installed.
     """
+    if isinstance(device, torch.device):
+        device = str(device)
     if device == "auto":
         device = os.environ.get(VARIABLE) or device
     if not isinstance(device, str) or device in SPREADS:

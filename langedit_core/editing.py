@@ -24,7 +24,7 @@ from langedit_core.evaluation import fact_table
 from langedit_core.metrics import ask, questions, rows_of
 from langedit_core.models import EditableModel, load_model
 from langedit_core.patches import Patch
-from langedit_core.records import Fact
+from langedit_core.records import Fact, same_keys
 
 log = logging.getLogger(__name__)
 
@@ -44,6 +44,11 @@ class Edited:
     dropped: dict[str, str]
     rows: pd.DataFrame
     batches: pd.DataFrame
+
+    @property
+    def same_keys(self) -> list[list[Fact]]:
+        """Facts of the patch, of all its runs, that cannot be told apart by their keys."""
+        return [] if self.patch is None else same_keys(self.patch.facts)
 
     @property
     def unmet(self) -> tuple[int, int]:

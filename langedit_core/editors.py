@@ -418,9 +418,10 @@ class Editor:
     """Edits a model batch after batch, in place.
 
     ```python
-    editor = Editor(model, settings_for("langedit", layers=(6,)), covariances, contexts)
+    editor = Editor(model, hyperparameters(model.name, "langedit", layers=(6,)), covariances, contexts)
     report, updates = editor.edit(facts)
     ```
+    `profiles.hyperparameters` has λ and λ₀ that fit; `settings_for` has the method alone, with both at 1.
     The model is left as it was if a batch fails. `apply` repeats stored updates, to the same bits. `finish` ends the
     sequence; only PRUNE has something to do then.
     """
@@ -445,10 +446,17 @@ class Editor:
             contexts: Prefixes of every language that will be edited.
 
         Raises:
-            ValueError: Layers the model does not have, or without a covariance.
+            ValueError: Layers the model does not have, or without a covariance; or values are to be found in the
+                residual stream of a model whose norm behind the MLP does not let them through.
             FloatingPointError: A covariance with NaN or infinity, or one that is not positive.
         """
         model.check_layers(settings.layers)
+        if model.architecture.post_norm and settings.finetune is None and settings.values.site == "residual":
+            raise ValueError(
+                f"{model.name} has a norm behind its MLP output, and no sum of updates puts a target of the residual "
+                "stream there; take values.site='write' with spread='joint'"
+            )
+        model.fingerprint  # noqa: B018 — taken while the weights are those it is to stand for
         needed = settings.layers if settings.needs_covariance else ()
         if missing := [layer for layer in needed if layer not in covariances]:
             raise ValueError(

@@ -44,11 +44,13 @@ def told(error: ValidationError, most: int = 5) -> str:
 
 
 def check_list(name: str, given: object) -> None:
-    """Refuse a text where a list of texts is meant: its letters would be taken for them.
+    """Refuse a text where a list of texts is meant, whose letters would be taken for them, and a single number.
 
     Raises:
-        TypeError: It is a text.
+        TypeError: It is a text or a number.
     """
+    if isinstance(given, int):
+        raise TypeError(f"{name} is {given}, expected a list, such as [{given}]")
     if isinstance(given, str):
         raise TypeError(f"{name} is the text {given[:60]!r}, expected a list, such as [{given[:60]!r}]")
 

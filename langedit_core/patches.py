@@ -10,7 +10,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -99,13 +99,14 @@ class Patch:
         """All facts, in the order in which they were edited."""
         return [fact for batch in self.header.batches for fact in batch.facts]
 
-    def edit(self, editor: Editor, facts: Sequence[Fact], progress: Callable[[int], None] | None = None) -> BatchReport:
+    def edit(self, editor: Editor, facts: Iterable[Fact], progress: Callable[[int], None] | None = None) -> BatchReport:
         """`editor.edit`, with the batch appended.
 
         Raises:
             ValueError: The editor is not where the patch ends; nothing was begun. Otherwise as `editor.edit`.
         """
         self._check_step(editor, len(self))
+        facts = list(facts)
         report, updates = editor.edit(facts, progress)
         self.append(editor, facts, report, updates)
         return report
@@ -173,6 +174,7 @@ class Patch:
         """
         check_model(model)
         self._check_unedited(model)
+        model.fingerprint  # noqa: B018 — taken before anything is written, so that it can tell an edited model
         self.base = _copies(_weights(model, self.layers))
 
     def position(self, model: EditableModel) -> int | None:

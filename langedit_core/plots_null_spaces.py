@@ -25,9 +25,11 @@ LOOKS: dict[str, tuple[str, str, str]] = {  # colour, marker, dashes
     "alphaedit, no past keys": (ORANGE, "h", "--"),
     "langedit, λ held": (BLACK, "D", "-"),
     "alphaedit, λ held": (GREY, "s", "-"),
-    "evoedit, λ held": (PURPLE, "v", "-"),
-    "langedit-released, λ held": (BLUE, "^", "-"),  # each beside its own method, which is green already
-    "langedit-literal, λ held": (VERMILION, "P", "-"),
+    "evoedit, λ following": (PURPLE, "v", "--"),
+    "langedit-released, λ following": (BLUE, "^", "-"),  # each beside its own method, which is green already
+    "langedit-literal, λ following": (VERMILION, "P", "-"),
+    "langedit-released, λ 0.3": (BLUE, "^", "-"),
+    "langedit-literal, λ 0.3": (VERMILION, "P", "-"),
 }
 
 

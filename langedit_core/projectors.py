@@ -257,7 +257,8 @@ def projector_of(
     start = cut_at(eigenvalues, vectors, cut)
     if start.rank > asked:
         log.warning(
-            "the covariance has %d directions above rounding where %d were to be protected; give it more tokens",
+            "the covariance has %d directions above rounding where %d were to be protected: give it more "
+            "tokens, unless a few keys are so much larger than the others that float32 cannot tell these from rounding",
             start.d - start.rank,
             start.d - asked,
         )

@@ -100,8 +100,8 @@ def _cost(study: Study, data: str, methods: list[str], reference: str) -> list[s
     left = left[left < 1 - 1e-6].sort_values()
     if len(left):
         sentences.append(
-            "After the first batch projections leave, of a key's energy on average, "
-            f"{', '.join(f'{m} {share:.2f}' for m, share in left.items())}. Values are written through what is left: "
-            "the less it is, the larger the update."
+            "Averaged over the batches after the first, projections leave of a key's energy "
+            f"{', '.join(f'{m} {share:.2f}' for m, share in left.items())}. Values are written through what is left; "
+            "of two updates that write the same values at the same keys, the one with less left is the larger."
         )
     return sentences

@@ -8,8 +8,8 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 from typing import Literal
@@ -125,6 +125,11 @@ class Fact:
         """What tells this fact from all others, for people: "capital/SE (de)"."""
         return f"{self.id} ({self.lang})"
 
+    @property
+    def opening(self) -> str:
+        """The prompt up to the end of the subject, which is all that its key depends on."""
+        return self.prompt.partition("{}")[0] + self.subject
+
     def _refused(self, message: str) -> RefusedInput:
         shown = repr(self.prompt)[:120]
         return RefusedInput(f"{message} (prompt {shown})", record=str(self.id), lang=str(self.lang))
@@ -159,6 +164,14 @@ class Fact:
     def group(self) -> str:
         """The subject's identity, the same in all relations and languages; the split hashes it."""
         return self.id.removeprefix(f"{self.relation}/")
+
+
+def same_keys(facts: Iterable[Fact]) -> list[list[Fact]]:
+    """Groups of facts with one key: one language, and prompts that are alike up to the end of the subject."""
+    groups: dict[tuple[str, str], list[Fact]] = defaultdict(list)
+    for fact in facts:
+        groups[fact.lang, fact.opening].append(fact)
+    return [group for group in groups.values() if len(group) > 1]
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -21,10 +21,10 @@ from nbconvert import HTMLExporter
 from nbformat import NotebookNode
 
 from langedit_core.storage import write_text
-from langedit_core.tables import headline, html_table
+from langedit_core.tables import html_table
 
 TEMPLATES = files("langedit_core") / "templates"
-PROFILES = ("paper", "standard", "quick", "smoke")  # the first one present gives the headline table
+PROFILES = ("paper", "standard", "quick", "smoke")  # the most thorough first
 TAGS = {
     *(
         "a",
@@ -152,27 +152,32 @@ def render(executed: str | Path, page: str | Path, *, provenance: str = "") -> R
 
 
 def write_index(report_dir: str | Path, entries: Sequence[ReportEntry], *, provenance: str = "") -> None:
-    """Writes `report_dir/index.html`, headline table first, and the index of profiles above.
+    """Writes `report_dir/index.html`, and the index of profiles above it.
 
-    The headline is `tables/main.csv` of the profile if it is there; the index above shows that of the most
-    thorough profile that has one, and links the index of every profile.
+    The profile's links its pages, shows the main tables (`tables/full_*.csv`, as notebook 02 has them) where they are
+    there, and links every table. The one above links all profiles and shows no number, so that it is never out of date.
     """
     report_dir = Path(report_dir).resolve()
     profile, root = report_dir.name, report_dir.parent
-    reports = [{"href": e.page if e.finished else "", "text": e.title} for e in entries]
+    pages = [{"href": e.page if e.finished else "", "text": e.title} for e in entries]
     downloads = [
         {"href": p.relative_to(report_dir).as_posix(), "text": p.name} for p in sorted(report_dir.glob("tables/*.csv"))
     ]
-    sections = [("Reports", reports)] + ([("Tables", downloads)] if downloads else [])
-    main = {"provenance": provenance, "up": "../index.html", "sections": sections}
-    _write_page(report_dir / "index.html", _index(f"Study, profile {profile}", report_dir, "", main))
-
-    found = [p.parent for p in sorted(root.glob("*/index.html"))]
-    found.sort(key=lambda p: _rank(p.name))
-    links = [{"href": f"{p.name}/index.html", "text": f"Profile {p.name}"} for p in found]
-    best = next((p for p in found if (p / "tables" / "main.csv").is_file()), report_dir)
-    above = {"sections": [("Profiles", links)]}
-    _write_page(root / "index.html", _index("Multilingual knowledge editing", best, f"{best.name}/", above))
+    shown = [
+        # all text: a language or method is never missing
+        {"title": p.stem.removeprefix("full_"), "html": html_table(pd.read_csv(p, dtype=str, keep_default_na=False))}
+        for p in sorted(report_dir.glob("tables/full_*.csv"))
+    ]
+    _write_page(
+        report_dir / "index.html",
+        _index(
+            f"Study, profile {profile}", provenance=provenance, up="../index.html", links=pages, heading="Reports",
+            tables=shown, downloads=downloads,
+        ),
+    )  # fmt: skip
+    found = sorted((p.parent.name for p in root.glob("*/index.html")), key=lambda name: (_rank(name), name))
+    links = [{"href": f"{name}/index.html", "text": f"Profile {name}"} for name in found]
+    _write_page(root / "index.html", _index("Multilingual knowledge editing", links=links, heading="Profiles"))
 
 
 def _rank(folder: str) -> int:
@@ -181,22 +186,8 @@ def _rank(folder: str) -> int:
     return PROFILES.index(profile) if profile in PROFILES else len(PROFILES)
 
 
-def _index(title: str, report_dir: Path, prefix: str, context: dict) -> str:
-    """HTML of an index page whose headline table is that of `report_dir`."""
-    csv = report_dir / "tables" / "main.csv"
-    if csv.is_file():
-        # "nan" and the like are text here: a language or method is never missing
-        frame = pd.read_csv(
-            csv, keep_default_na=False, na_values={c: ["", "nan"] for c in ("value", "n", "low", "high")}
-        )
-        table = headline(frame)
-        same = [c for c in ("model", "data") if table[c].nunique() == 1]  # said once instead of in every row
-        context = context | {
-            "table": html_table(table.drop(columns=same)),
-            "table_title": f"Main results, profile {report_dir.name}",
-            "constant": ", ".join(f"{c} {table[c].iloc[0]}" for c in same) or "several models and data sets",
-            "source": f"{prefix}tables/main.csv",
-        }
+def _index(title: str, **context: object) -> str:
+    """HTML of an index page."""
     environment = jinja2.Environment(autoescape=True, undefined=jinja2.ChainableUndefined)
     template = environment.from_string((TEMPLATES / "index.html.j2").read_text(encoding="utf-8"))
     return template.render(title=title, style=_style(), **context)

@@ -230,7 +230,9 @@ def _same_place(frame: pd.DataFrame, kind: str, role: str) -> str:
     )
     fewest, most = found["n"].min(), found["n"].max()
     told += f"; n = {most if fewest == most else f'{fewest} to {most}'} facts per language"
-    corrected = f" (intervals, corrected for {len(pairs)} pairs, overlap)" if len(pairs) > 1 else " (intervals overlap)"
+    corrected = " (intervals overlap)"
+    if len(pairs) > 1:  # those are wider than the ones that are told
+        corrected = f" (intervals widened for {len(pairs)} pairs overlap)"
     if not pairs:
         verdict = f"with fewer than {ENOUGH} facts in all languages but one, none could be shown to differ"
     elif apart:
@@ -246,7 +248,7 @@ def _same_place(frame: pd.DataFrame, kind: str, role: str) -> str:
 def _severed(frame: pd.DataFrame) -> list[str]:
     """What frozen paths take; only what can be seen in the two decimals that are printed."""
     kinds = ("hidden", "hidden_no_mlp", "hidden_no_attention")
-    found = [per_fact(frame, kind, "subject_last").mean() for kind in kinds]
+    found = [_over_languages(per_fact(frame, kind, "subject_last")).mean() for kind in kinds]
     whole, no_mlp, no_attention = (effects.round(2) + 0.0 for effects in found)  # + 0.0 makes −0 a plain zero
     left = {"MLP": no_mlp.iloc[0], "attention": no_attention.iloc[0]}
     if whole.iloc[0] > max(0, *left.values()):
@@ -278,7 +280,7 @@ def _comparison(found: Recommendation, model: str) -> str:
         f"layers do{place}, n = {found.n} facts"
     )
     if not is_tuned(model):
-        return f"{traced}; hparams.yaml has no entry for {model}, so these become its default."
+        return f"{traced}; hparams.yaml has no entry for {model}."
     edited = hyperparameters(model, "langedit").layers
     both = len({*edited} & {*found.layers})
     return f"{traced}; hparams.yaml edits {', '.join(map(str, edited))}, {both} of {len(edited)} in common."

@@ -117,9 +117,8 @@ def about_model(found: pd.DataFrame, name: str, data: str) -> list[str]:
         if (probe, "others") not in probes.index:
             continue
         mine, there = over_facts(own_rows, "gain_chosen"), over_facts(others, "gain_chosen")
-        verdict = (
-            "an edit changes it too" if mine.low > 0 else "an edit is not shown to change it, even in its own language"
-        )
+        shown = [where for where, gain in (("its own language", mine), ("others", there)) if gain.low > 0]
+        verdict = f"an edit changes it in {' and in '.join(shown)}" if shown else "an edit is not shown to change it"
         sentences.append(
             f"Asked for {means}, gains are {told(mine)} in the edited language and {told(there)} in others: {verdict}."
         )

@@ -77,7 +77,7 @@ class XtremeReport:
         return pd.DataFrame(
             [
                 dict(task=task, lang=lang, metric=metric) | value._asdict()
-                for (task, lang, metric), (value, _) in found.items()
+                for (task, lang, metric), (value, *_) in found.items()
             ]
         )
 

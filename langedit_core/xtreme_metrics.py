@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -119,7 +120,15 @@ TASK_METRICS: dict[str, tuple[str, ...]] = {
 ALL = "all"  # the "language" that is the mean over languages
 MEAN = "xtreme"  # the "task" that is the mean over tasks
 
-Drawn = tuple[Estimate, np.ndarray]
+
+class Drawn(NamedTuple):
+    """A value with its draws, and what was resampled: items of a task, records of a language where no item is named."""
+
+    value: Estimate
+    drawn: Float[np.ndarray, " resamples"]
+    units: frozenset[tuple[str, str]]  # task, and id in it
+
+
 """A value over n records, and the same on bootstrap resamples of them."""
 
 
@@ -192,11 +201,18 @@ def resample(
     return found
 
 
-def estimate(value: float, n: int, drawn: Float[np.ndarray, " resamples"]) -> Estimate:
-    """A value over `n` records with the interval of its draws (`stats.ends`); of one record there is none."""
-    if n < 2:
+def _unit(lang: str, record: str) -> str:
+    """What is drawn with a record: its item, which may be in other languages too; or the record itself."""
+    return record if record.startswith(ITEM) else f"{lang}/{record}"
+
+
+def estimate(value: float, n: int, drawn: Float[np.ndarray, " resamples"], units: int | None = None) -> Estimate:
+    """A value over `n` records with the interval of its draws (`stats.ends`), in which so many units were resampled
+    (None: the records); of one there is none."""
+    units = n if units is None else units
+    if units < 2:
         return Estimate(value, n, float("nan"), float("nan"))
-    low, high = np.quantile(drawn, ends(n))
+    low, high = np.quantile(drawn, ends(units))
     return Estimate(value, n, float(low), float(high))
 
 
@@ -227,12 +243,14 @@ def drawn_values(
     of_set = {key: group for key, group in rows.groupby(["task", "lang"], sort=False)}
 
     def mean(parts: Sequence[Drawn]) -> Drawn:
-        parts = [(value, drawn) for value, drawn in parts if value.n]
+        parts = [part for part in parts if part.value.n]
         if not parts:
-            return Estimate(float("nan"), 0, float("nan"), float("nan")), np.full(resamples, np.nan)
-        drawn = np.mean([each for _, each in parts], axis=0)
-        value = float(np.mean([each.value for each, _ in parts]))
-        return estimate(value, sum(each.n for each, _ in parts), drawn), drawn
+            none = Estimate(float("nan"), 0, float("nan"), float("nan"))
+            return Drawn(none, np.full(resamples, np.nan), frozenset())
+        drawn = np.mean([part.drawn for part in parts], axis=0)
+        value = float(np.mean([part.value.value for part in parts]))
+        units = frozenset().union(*(part.units for part in parts))
+        return Drawn(estimate(value, sum(part.value.n for part in parts), drawn, len(units)), drawn, units)
 
     for task in tasks:
         # Sorted as `features_of` sorts them.
@@ -244,13 +262,22 @@ def drawn_values(
                 if lang in there:
                     features = features_of(metric, own := of_set[task, lang])
                     drawn = ADDITIVE[metric].value(counts[lang] @ features)
-                    parts = [(estimate(corpus_value(metric, own), len(features), drawn), drawn)]
+                    units = frozenset((task, _unit(lang, record)) for record in there[lang])
+                    parts = [Drawn(estimate(corpus_value(metric, own), len(features), drawn), drawn, units)]
                 found[task, lang, metric] = mean(parts)
             found[task, ALL, metric] = mean([found[task, lang, metric] for lang in langs])
     if set(tasks) == set(TASK_METRICS):
         for lang in (*langs, ALL):
             found[MEAN, lang, "xtreme_f1"] = mean([found[task, lang, metrics_of(task, rows)[0]] for task in tasks])
     return found
+
+
+def _changed(a: pd.DataFrame, b: pd.DataFrame) -> set[tuple[str, str]]:
+    """Units of which two models answered some record differently, by any measure; see `Drawn`."""
+    keys = ["task", "lang", "record", "metric"]
+    one, other = (rows.set_index(keys)["value"] for rows in (a, b))
+    differ = one.index[one.ne(other.reindex(one.index)).to_numpy()]
+    return {(task, _unit(lang, record)) for task, lang, record, _ in differ}
 
 
 def differences(*pairs: tuple[pd.DataFrame, pd.DataFrame]) -> pd.DataFrame:
@@ -281,18 +308,19 @@ def differences(*pairs: tuple[pd.DataFrame, pd.DataFrame]) -> pd.DataFrame:
     tasks = [task for task in TASK_METRICS if task in set(pairs[0][0]["task"])]
     langs = list(dict.fromkeys(pairs[0][0]["lang"]))
     found = [[drawn_values(rows, tasks, langs, TEST_RESAMPLES) for rows in pair] for pair in pairs]
+    changed = set().union(*(_changed(*pair) for pair in pairs))
     of_seeds = np.random.default_rng(0).integers(len(pairs), size=(len(pairs), TEST_RESAMPLES))
     out = []
-    for key, (value, _) in found[0][0].items():
+    for key, (value, _, units) in found[0][0].items():
         if not value.n:
             continue
         a, b = (float(np.mean([pair[side][key][0].value for pair in found])) for side in (0, 1))
         by_pair = [pair[0][key][0].value - pair[1][key][0].value for pair in found]
         drawn = np.array([pair[0][key][1] - pair[1][key][1] for pair in found])
         drawn = np.take_along_axis(drawn, of_seeds, axis=0).mean(axis=0)
-        told = estimate(float(np.mean(by_pair)), value.n, drawn)
+        told = estimate(float(np.mean(by_pair)), value.n, drawn, len(units))
         row = dict(zip(("task", "lang", "metric"), key, strict=True), a=a, b=b)
         row |= dict(difference=told.value, n=told.n, low=told.low, high=told.high)
-        row |= dict(p=bootstrap_p(told.value, drawn, told.n, told.n))
+        row |= dict(p=bootstrap_p(told.value, drawn, len(units), len(units & changed)))
         out.append(row | dict(least=min(by_pair), most=max(by_pair)))
     return pd.DataFrame(out)

@@ -63,8 +63,9 @@ def against_alphaedit() -> str:
     holds(
         found["verdict"] == few["verdict"] == apart["verdict"] == "worse", "the mean keeps fewer edits than AlphaEdit"
     )
-    drift = [f"{at('atlas', method, 'drift_kl', 'final')['value']:.1f}" for method in ("langedit", "alphaedit")]
-    holds(min(map(float, drift)) > 2, "after 1,200 edits on atlas the models are worn out")
+    drift = {m: at("atlas", m, "drift_kl", "final")["value"] for m in ("langedit", "alphaedit", "ft")}
+    holds(min(drift["langedit"], drift["alphaedit"]) > 2, "after 1,200 edits on atlas both models are worn out")
+    holds(drift["ft"] < 1, "fine-tuning does not wear out the model on atlas")
     ends = {
         m: f"{at('atlas', m, 'efficacy_tf', 'final')['value']:.2f}" for m in ("langedit", "alphaedit", "memit", "ft")
     }
@@ -76,11 +77,12 @@ def against_alphaedit() -> str:
         f"{edits('mzsre')} edits on mzsRE `alphaedit` keeps an efficacy of {end('alphaedit')['value']:.2f}, `langedit` "
         f"{end('langedit')['value']:.2f}: {points(found['difference'])} points ({sizes(found)}). After "
         f"{edits('bzsre')} on bzsRE it is {points(few['difference'])} ({sizes(few)}), after {edits('atlas')} on atlas, "
-        f"where no fact comes twice, {points(apart['difference'])} ({sizes(apart)}), all shown. There they end at "
-        f"{ends['langedit']} and {ends['alphaedit']}, `memit` at {ends['memit']}, the unedited model has "
-        f"{unedited:.2f}, and plain fine-tuning (`ft`) keeps most, "
-        f"{ends['ft']}; all are worn out by then (drift KL {drift[0]} and {drift[1]} nats). The paper reports up to "
-        f"+2.20 points over its best baseline ({N02})."
+        f"where no fact comes twice, {points(apart['difference'])} ({sizes(apart)}), all shown. There `langedit` "
+        f"ends at {ends['langedit']} and `memit` at {ends['memit']}, hardly above the unedited model ({unedited:.2f}), "
+        f"`alphaedit` at {ends['alphaedit']}; their models are worn out by then (drift KL of `langedit` and "
+        f"`alphaedit`: {drift['langedit']:.1f} and {drift['alphaedit']:.1f} nats). Plain fine-tuning (`ft`) keeps "
+        f"most, {ends['ft']}, and its model is not ({drift['ft']:.1f} nats). The paper reports up to +2.20 points over "
+        f"its best baseline ({N02})."
     )
 
 
@@ -89,7 +91,8 @@ def in_short() -> str:
     main, (size, count) = table("main"), (edits("mzsre"), edits("atlas"))
     kept = {m: end(m)["value"] for m in main.query("data == 'mzsre'")["method"].unique()}
     first = set(table("winners").set_index("metric").at["efficacy", "mzsre"].split(", "))
-    holds(first == {"alphaedit", "alphaedit-sphere"}, "AlphaEdit keeps most, with or without SPHERE")
+    ahead = {"alphaedit", "alphaedit-sphere", "langedit-released"}
+    holds(first == ahead, "AlphaEdit keeps most, with or without SPHERE, LangEdit's code is not shown to keep less")
     beside = {m: [against(m, "alphaedit", data) for data in DATA] for m in READINGS}
     holds(all(d["verdict"] == "worse" for d in beside["langedit"]), "LangEdit keeps fewer edits than AlphaEdit")
     holds(
@@ -99,6 +102,8 @@ def in_short() -> str:
     holds(written[0] > written[1], "LangEdit writes its edits better than AlphaEdit")
     f1 = f1_beside("langedit", "alphaedit")
     told = {"better": "keeps more", "worse": "keeps less", NONE: "is not shown to keep more or less"}[f1["verdict"]]
+    alone = row("same_keys_atlas", key="own", method="ft")
+    holds(alone["verdict"] == NONE, "on edits with a key of their own fine-tuning is not shown to keep more")
     ended = {m: f"{at('atlas', m, 'efficacy_tf', 'final')['value']:.2f}" for m in ("alphaedit", "ft")}
     stronger = row("exhaustion_larger_ridge_main_atlas", method="alphaedit, λ 0.3", lang="all", **KEPT)
     names = {
@@ -111,8 +116,8 @@ def in_short() -> str:
     lines = [
         paragraph(
             "**In short:** on Gemma 3 270M LangEdit is nowhere shown to keep more of its edits than AlphaEdit, however "
-            "its running covariance C̄ is read. The table has LangEdit's efficacy less AlphaEdit's, in points (hundredths) "
-            "and with 95% intervals, once all edits are made:"
+            "its running covariance C̄ is read. The table has LangEdit's efficacy less AlphaEdit's once all edits are "
+            "made, in points (hundredths), with 95% intervals:"
         ),
         "",
         f"| LangEdit − AlphaEdit | {' | '.join(head)} |",
@@ -129,9 +134,10 @@ def in_short() -> str:
         f"batch, AlphaEdit {written[1]:.2f}), and later batches destroy more of it: {kept['langedit']:.2f} and "
         f"{kept['alphaedit']:.2f} are left after the {size} edits on mzsRE. The other two readings, in both of which "
         f"past keys weigh more, keep {kept['langedit-literal']:.2f} and {kept['langedit-released']:.2f}.",
-        f"AlphaEdit keeps most there, with SPHERE ({kept['alphaedit-sphere']:.2f}) or without, which are not shown to "
-        f"differ. After the {count} edits on atlas plain fine-tuning keeps most ({ended['ft']}; AlphaEdit "
-        f"{ended['alphaedit']}, with a larger λ {stronger['value']:.2f}).",
+        f"AlphaEdit keeps most there, with SPHERE ({kept['alphaedit-sphere']:.2f}) or without; these two and "
+        f"LangEdit's code are not shown to differ. After the {count} edits on atlas plain fine-tuning keeps most "
+        f"({ended['ft']}; AlphaEdit {ended['alphaedit']}, with a larger λ {stronger['value']:.2f}), but not on the "
+        f"{alone['facts']} edits whose key no other one shares ({in_points(alone)} points, not shown).",
         f"`langedit` {told} of the model's XTREME F1 than `alphaedit` ({points(f1['difference'])} points).",
     ]
     tail = (
@@ -151,7 +157,7 @@ def best() -> str:
     told = ", ".join(f"{metric} `{'`, `'.join(methods.split(', '))}`" for metric, methods in winners.items())
     return (
         f"**Best at the end on mzsRE**, and behind it what is not shown to differ: {told} (chosen on the same facts, "
-        f"{N02}). What keeps edits best is not what spares the rest best."
+        f"{N02}). What keeps edits best there is not what spares the rest best."
     )
 
 
@@ -168,10 +174,11 @@ def why() -> str:
         "**Why: such a mean protects next to nothing.** A batch of keys hardly moves a mean over many tokens: C₀ "
         f"leaves {free.iloc[0]:,.0f} of {width:,} directions free, before the last batch {free.iloc[-1]:,.0f} are. So "
         f"edits are written well (efficacy {soon('langedit')['value']:.2f} right after the batch), and every "
-        f"later batch takes {langedit:.1f} points of them, from `memit`, which projects nothing, {memit:.1f}, from "
-        f"`alphaedit` {alphaedit:.1f} ({N02}); a null space that forgets all edits is not shown to keep less "
-        f"({ci(forgetful, 'difference')}, n = {forgetful['n']}). What `alphaedit` gains is its penalty on moving past "
-        f"keys: without it, its fixed null space keeps {ci(penalty, 'difference')} less (shown, {N03})."
+        f"later batch takes {langedit:.1f} points of efficacy; it takes {memit:.1f} from `memit`, which projects "
+        f"nothing, and {alphaedit:.1f} from `alphaedit` ({N02}). `langedit` is not shown to keep more than a null "
+        f"space that ignores all edits ({in_points(forgetful)} points, n = {forgetful['n']}). What `alphaedit` gains "
+        f"is its penalty on moving past keys: with it, its fixed null space keeps {in_points(penalty)} points more "
+        f"(shown, {N03})."
     )
 
 
@@ -180,14 +187,24 @@ def edits(data: str) -> str:
     return f"{row('design', data=data)['edits per run']:,}"
 
 
+def with_held(method: str) -> str:
+    """The run whose λ stays at the first batch's, under its name on that page; it is the usual one of some methods."""
+    return method if method in HELD else f"{method}, λ held"
+
+
+def following(method: str) -> str:
+    """The run whose λ shrinks with the space that is left."""
+    return f"{method}, λ following" if method in HELD else method
+
+
 def ridge(method: str, other: str, data: str = "mzsre") -> pd.Series:
     """How efficacy of a method with λ held differs at the end from another run's, as the page on exhaustion has it."""
-    return row(f"exhaustion_ridge_tidy_{data}", a=f"{method}, λ held", b=other, **KEPT)
+    return row(f"exhaustion_ridge_tidy_{data}", a=with_held(method), b=other, **KEPT)
 
 
 def kept_held(method: str, data: str = "mzsre", held: bool = True) -> str:
     """Efficacy at the end of the runs that compare a λ that is held with one that is not."""
-    name = f"{method}, λ held" if held else method
+    name = with_held(method) if held else following(method)
     where = dict(metric="efficacy_tf", when="final", lang="all")
     return f"{row(f'exhaustion_ridge_main_{data}', data=data, method=name, **where)['value']:.2f}"
 
@@ -207,7 +224,7 @@ def in_points(found: pd.Series) -> str:
 
 
 def held() -> str:
-    gains = {m: {data: ridge(m, m, data) for data in DATA} for m in HELD}
+    gains = {m: {data: ridge(m, following(m), data) for data in DATA} for m in HELD}
     holds(all(of[data]["verdict"] == "better" for of in gains.values() for data in ("mzsre", "atlas")), "λ held helps")
     holds(all(of["bzsre"]["verdict"] == NONE for of in gains.values()), "on bzsRE λ held is not shown to help")
     others = [ridge(m, m) for m in ("langedit", "alphaedit")]
@@ -221,9 +238,9 @@ def held() -> str:
         return f"{_and(kept)} on {DATA[data]}"
 
     return (
-        "**Where past keys take the room, λ must not follow it.** Published λ is a constant. One that is relative to "
-        "what the projection leaves of each batch's keys shrinks where past keys take that room: values go on being "
-        "written through what is left, and the weights run away. So λ stays at the first batch's here in "
+        "**λ must not shrink with the space that is left.** Published λ is a constant. Ours is relative to the energy "
+        "that the projection leaves of a batch's keys. Where past keys use up the space, such a λ shrinks with it, "
+        "ever larger updates are written, and the weights run away. So λ stays at the first batch's here in "
         f"{_and([f'`{m}`' for m in HELD])}: with it they end at {told('mzsre')}, at {told('atlas')} (all shown), and "
         f"within {100 * most:.0f} points of the other on bzsRE, whose sequence is short "
         f"([07]({R}/07_exhaustion.html), one seed). It was seen and decided on mzsRE; the other two were run "
@@ -235,7 +252,7 @@ def held() -> str:
 
 
 def larger() -> str:
-    """A larger λ, for LangEdit and for AlphaEdit, as the page on exhaustion has it."""
+    """A larger λ, for the readings of LangEdit and for AlphaEdit, as the page on exhaustion has it."""
 
     def differs(a: str, b: str, data: str, metric: str = "efficacy_tf") -> pd.Series:
         return row(f"exhaustion_larger_ridge_tidy_{data}", a=a, b=b, **(KEPT | dict(metric=metric)))
@@ -244,8 +261,9 @@ def larger() -> str:
         where = dict(data=data, method=method, metric="efficacy_tf", when="final", lang="all")
         return f"{row(f'exhaustion_larger_ridge_main_{data}', **where)['value']:.2f}"
 
-    mean, past = "langedit, λ 0.3", "alphaedit, λ 0.3"
-    both = ("mzsre", "atlas")
+    larger = {m: f"{m}, λ 0.3" for m in ("alphaedit", *READINGS)}
+    mean, past = larger["langedit"], larger["alphaedit"]
+    both, weighty = ("mzsre", "atlas"), READINGS[1:]
     holds(all(differs(mean, "langedit", data)["verdict"] == "better" for data in both), "a larger λ helps the mean")
     behind = {data: differs(mean, past, data) for data in both}
     holds(all(each["verdict"] == "worse" for each in behind.values()), "under a larger λ the mean keeps less")
@@ -253,21 +271,28 @@ def larger() -> str:
     holds(all(each["verdict"] == "worse" for each in usual.values()), "under the usual λ the mean keeps less")
     gain = {data: differs(past, "alphaedit", data) for data in both}
     holds([gain[data]["verdict"] for data in both] == [NONE, "better"], "AlphaEdit gains on atlas alone")
-    spared = {m: differs(m, m.split(",")[0], "mzsre", "specificity_same") for m in (mean, past)}
-    holds(all(each["verdict"] == "better" for each in spared.values()), "a larger λ spares other facts")
+    lost = [differs(larger[m], m, "mzsre") for m in weighty]
+    holds(all(each["verdict"] == "worse" for each in lost), "under a larger λ the other readings keep less")
+    others = [differs(larger[m], past, "mzsre") for m in weighty]
+    holds(all(each["verdict"] == "worse" for each in others), "and stay behind AlphaEdit")
+    spared = [differs(larger[m], m, "mzsre", "specificity_same") for m in larger]
+    holds(all(each["verdict"] == "better" for each in spared), "a larger λ spares other facts")
+    rise = [each["difference"] for each in spared]
     tuned = table("tuning_long", "tuning").set_index("method")
     holds(set(tuned.index[(tuned["best"] == "yes") & (tuned["λ"] > 0.03)]) == {"langedit", "alphaedit"}, "tuned larger")
     moved = [f"{end(mean, d)} in place of {end('langedit', d)} on {DATA[d]}" for d in both]
     return (
-        "**A λ ten times as large keeps more of long sequences, and LangEdit stays behind.** λ was chosen on 12 edits. "
-        f"With 0.3 in place of 0.03 `langedit` ends at {_and(moved)} (both shown), and `alphaedit` has "
-        f"{in_points(gain['mzsre'])} (not shown) and {in_points(gain['atlas'])} points (shown) more. Under that λ "
-        f"`langedit` has {in_points(behind['mzsre'])} and {in_points(behind['atlas'])} points beside `alphaedit`, "
-        f"under 0.03 {in_points(usual['mzsre'])} and {in_points(usual['atlas'])} (all shown, "
-        f"n = {behind['mzsre']['n']} and {behind['atlas']['n']:,} facts, one seed). "
-        f"On mzsRE specificity rises by {in_points(spared[mean])} and "
-        f"{in_points(spared[past])} points, both shown ([07]({R}/07_exhaustion.html)). The figures above are those of "
-        "the λ that twelve edits chose; on 144 edits of atlas's tuning split larger ones score higher in both methods "
+        "**With a λ ten times as large LangEdit stays behind, too.** λ was chosen on 12 edits. With 0.3 in place of "
+        f"0.03 `langedit` ends at {_and(moved)} (both shown), and `alphaedit` gains {in_points(gain['mzsre'])} (not "
+        f"shown) and {in_points(gain['atlas'])} points (shown). `langedit` − `alphaedit`, both with 0.3: "
+        f"{in_points(behind['mzsre'])} on mzsRE, {in_points(behind['atlas'])} on atlas; both with 0.03: "
+        f"{in_points(usual['mzsre'])} and {in_points(usual['atlas'])} (all shown, n = {behind['mzsre']['n']} and "
+        f"{behind['atlas']['n']:,} facts, one seed). The other two readings, whose λ is held, write less and "
+        f"keep less with 0.3: {_and([f'`{m}` has {in_points(d)}' for m, d in zip(weighty, lost, strict=True)])} points "
+        f"on mzsRE, and beside `alphaedit` with 0.3 has {_and([in_points(each) for each in others])} (all shown). "
+        f"Specificity rises by {100 * min(rise):.0f} to {100 * max(rise):.0f} points in all four there (shown, "
+        f"[07]({R}/07_exhaustion.html)). The other figures are those of the λ that twelve edits chose; on 144 edits of "
+        "atlas's tuning split larger ones score higher for `langedit` and `alphaedit`, the others were not tuned again "
         "([table](reports/tuning/tables/tuning_long.md))."
     )
 
@@ -279,24 +304,52 @@ def released() -> str:
     beside = {m: {data: against(m, "alphaedit", data) for data in DATA} for m in names}
     holds(not any(d["verdict"] == "better" for of in beside.values() for d in of.values()), "never more than AlphaEdit")
     less = against("langedit-literal", "alphaedit", metric="specificity_same")
-    holds(less["verdict"] == "worse", "on mzsRE the letter spares less than AlphaEdit")
     short = [row("null_spaces_comparisons_atlas", a=a, b=b, **KEPT) for b in ("langedit", "alphaedit") for a in names]
     holds(all(each["verdict"] == "better" for each in short[:2]), "after 204 edits both keep more than the mean")
     holds(all(each["verdict"] == NONE for each in short[2:]), "after 204 edits neither is apart from AlphaEdit")
     told = [f"`{m}` {_and([f'{told_of(d)} on {DATA[data]}' for data, d in of.items()])}" for m, of in beside.items()]
-    counts = [f"{d['n']:,}" for d in beside[names[0]].values()]
+    counts = [f"{d['n']:,} in {d['seeds']}" for d in beside[names[0]].values()]
+    holds(
+        all(beside[names[0]][data][["n", "seeds"]].equals(beside[names[1]][data][["n", "seeds"]]) for data in DATA),
+        "both readings were run on the same facts and seeds",
+    )
     gains = [-float(each["difference"].split()[0]) for each in mean]
     return (
         "**Readings in which past keys weigh more keep more than the mean, and are nowhere shown to keep more than "
         "AlphaEdit.** On the three data sets the released code and the paper's recursion to the letter keep "
         f"{100 * min(gains):.0f} to {100 * max(gains):.0f} points more than `langedit` (all shown). Beside `alphaedit` "
-        f"it is, in points, for {'; for '.join(told)} (n = {_and(counts)} facts in 1 seed each, {N02}). The code also "
+        f"it is, in points, for {'; for '.join(told)} (facts in seeds: {_and(counts)}, {N02}). The code also "
         "pays for moving past keys, as `alphaedit` does; the letter has "
-        f"{points(less['difference'])} points of specificity beside it on mzsRE (shown). After {short[0]['n']} edits "
+        f"{told_of(less)} points of specificity beside it on mzsRE. After {short[0]['n']} edits "
         f"on atlas, λ following the room in all, they keep {in_points(short[0])} and {in_points(short[1])} points more "
         f"than `langedit` (shown), and beside `alphaedit` {in_points(short[2])} and {in_points(short[3])} (not shown, "
         f"{N03})."
     )
+
+
+def shared_keys() -> str:
+    """Edits on atlas that no method that edits at keys can tell apart."""
+
+    def beside(key: str, method: str) -> str:
+        found = row("same_keys_atlas", key=key, method=method)
+        return shown(found)
+
+    own, shared = (row("same_keys_atlas", key=key, method="ft") for key in ("own", "shared"))
+    holds((own["verdict"], shared["verdict"]) == (NONE, "better"), "fine-tuning is ahead where edits share keys alone")
+    readings = [f"`{m}` {beside('own', m)}" for m in READINGS]
+    kept = {key: at_end("alphaedit", key) for key in ("own", "shared")}
+    return (
+        "**A third of the edits on atlas share their key with another one.** A key ends with the subject, and "
+        f'{shared["facts"]:,} of the {edits("atlas")} prompts are alike up to there with another ("Country: Peru. '
+        'Continent:", "Country: Peru. Capital:"). What edits at keys cannot keep both; fine-tuning, which reads none, '
+        f"can. Of those `alphaedit` keeps {kept['shared']}, of the other {own['facts']} {kept['own']}. Beside it `ft` "
+        f"has, in points, {beside('shared', 'ft')} on the former and {beside('own', 'ft')} on the latter. On edits "
+        f"with a key of their own LangEdit stays behind as well: {_and(readings)} (one seed, {N02})."
+    )
+
+
+def at_end(method: str, key: str) -> str:
+    return f"{row('same_keys_atlas', key=key, method=method)['final']:.2f}"
 
 
 def exact_keys() -> str:
@@ -321,9 +374,7 @@ def exact_keys() -> str:
         f"their batch edits of `evoedit` and `alphaedit` have an efficacy of {_and(at_first)}. At the end `evoedit` "
         f"keeps {100 * min(gains):.0f} to {100 * max(gains):.0f} points more than `langedit` (all shown, {N02}), "
         f"and beside `alphaedit` it has, in points, {_and(beside)} ([07]({R}/07_exhaustion.html)). On atlas "
-        f"{spent} of its {edits('atlas')} facts are not edited at all: prompts there begin with the subject ("
-        '"Country: Peru. Continent:"), so that an earlier fact about the same country in that language had '
-        "the very same key. With λ "
+        f"{spent} of its {edits('atlas')} facts are not edited at all, since an earlier one had their key. With λ "
         f"following the room in both, exact keys keep {in_points(apart)} points more than the mean after {apart['n']} "
         f"edits on atlas (shown, {N03})."
     )
@@ -338,8 +389,8 @@ def languages() -> str:
     return (
         "**A batch in another language is not shown to harm earlier edits more than a batch in their own language.** "
         f"Other languages less the own one: {minus(f'{min(differences):+.1f}')} to {max(differences):+.1f} points by "
-        f"method, none shown to be worse{known}; with n = {found['n'].min()} facts asked again, five points could be "
-        f"missed ({N02})."
+        f"method, none shown to be worse{known}; with n = {found['n'].min()} facts asked again, five points could go "
+        f"unseen ({N02})."
     )
 
 
@@ -386,7 +437,9 @@ def cost() -> str:
 
 
 def findings() -> str:
-    return bullets(against_alphaedit, larger, held, best, why, released, exact_keys, languages, xtreme, cost, tracing)
+    return bullets(
+        against_alphaedit, larger, held, shared_keys, best, why, released, exact_keys, languages, xtreme, cost, tracing
+    )
 
 
 def decomposition() -> str:
@@ -561,7 +614,7 @@ def repeated() -> str:
     text += (
         f" ([table]({R}/tables/repeated_runs.md), `scripts/repeated_runs.py`). Another seed, which is another order of "
         f"the facts with other prefixes, moves a mean more: on mzsRE {'; '.join(seeds)} ({metric} at the end, "
-        f"[table]({R}/tables/by_seed_mzsre.md)). A verdict from one seed does not know that."
+        f"[table]({R}/tables/by_seed_mzsre.md)). A verdict from one seed does not include this."
     )
     return paragraph(text)
 

@@ -59,7 +59,7 @@ def measured(design: pd.Series) -> str:
             cells.append(f"{now['value']:.2f} → {end['value']:.2f} [{end['low']:.2f}, {end['high']:.2f}]")
         lines.append(f"| {method} | {' | '.join(cells)} |")
     counts = {int(at(data, method, "efficacy_tf", "final")["n"]) for method in methods}
-    facts = f"{min(counts):,}" if len(counts) == 1 else f"{min(counts):,}, over several seeds {max(counts):,}"
+    facts = f"{min(counts):,}" if len(counts) == 1 else f"{min(counts):,}, in several seeds up to {max(counts):,}"
     lines += [
         "",
         f"Gemma 3 270M on {data}, {design['edits per run']} sequential edits per method in {design['languages']}, "
@@ -72,10 +72,10 @@ def measured(design: pd.Series) -> str:
 def compared(data: str) -> str:
     """LangEdit, read in both ways and as released, beside every other method."""
     lines = [
-        "The paper reports up to +2.20 points of efficacy over the best baseline, on models of 7 to 8 billion "
+        "The paper reports up to +2.20 points of efficacy over the best baseline, on models of 6 to 8 billion "
         "parameters. Here, at the end of the sequence:",
         "",
-        f"| points of efficacy beside | facts, seeds | {' | '.join(f'`{method}` minus it' for method in READINGS)} |",
+        f"| points of efficacy beside | facts in seeds | {' | '.join(f'`{method}` minus it' for method in READINGS)} |",
         f"|---|---|{'---|' * len(READINGS)}",
     ]
     found = table(f"comparisons_{data}").query("metric == 'efficacy_tf'")
@@ -84,7 +84,7 @@ def compared(data: str) -> str:
         if other == READINGS[0]:  # beside the other readings: the negative of what their rows say
             continue
         cells = [told.get((method, other), "–") for method in READINGS]
-        sizes = dict.fromkeys(f"{r['n']}, {r['seeds']}" for _, r in found[found["against"] == other].iterrows())
+        sizes = dict.fromkeys(f"{r['n']} in {r['seeds']}" for _, r in found[found["against"] == other].iterrows())
         lines.append(f"| {other} | {' and '.join(sizes)} | {' | '.join(cells)} |")
     told = (
         "Better, worse: shown after Holm's correction; in plain type under one seed only, so for one order of these "

@@ -224,20 +224,20 @@ def test_a_held_ridge_is_a_variant_and_is_compared_with_the_method_it_is_of():
     kept = result("evoedit", final=0.7)
     assert kept.cell.settings.hold_ridge  # as it usually is for this method
     held = ablation.by_variant(Study([result("evoedit", final=0.4, hold_ridge=False), kept, result(final=0.5)]))
-    assert held.methods == ["evoedit", "evoedit, λ held", "langedit"]
+    assert held.methods == ["evoedit, λ following", "evoedit", "langedit"]
     assert list(ablation.pairs(held, "atlas")) == [
-        ("λ held", "evoedit, λ held", "evoedit"), (ablation.HELD_BESIDE, "evoedit, λ held", "langedit"),
+        ("λ held", "evoedit", "evoedit, λ following"), (ablation.HELD_BESIDE, "evoedit", "langedit"),
     ]  # fmt: skip
     found = ablation.comparisons(held, "atlas")
     row = ablation.readable(found, ablation.HELD).iloc[0]
-    assert row["difference"] == "evoedit, λ held − evoedit" and row["efficacy, at the end"].endswith("better")
+    assert row["difference"] == "evoedit − evoedit, λ following" and row["efficacy, at the end"].endswith("better")
     (told,) = ablation_reading.ridge(held, "atlas", found)
     assert told.startswith("evoedit with λ held at the first batch's: efficacy ") and "n = 60 facts" in told
     assert "writes 0.80 in place of 0.80" in told
     mean = ablation.by_variant(Study([result("alphaedit"), result(), result(hold_ridge=True)]))
     assert list(ablation.pairs(mean, "atlas")) == [  # no variant of a threshold, and each pair once
-        ("static or dynamic", "langedit", "alphaedit"), ("λ held", "langedit, λ held", "langedit"),
-        (ablation.HELD_BESIDE, "langedit, λ held", "alphaedit"),
+        ("λ held", "langedit, λ held", "langedit"), (ablation.HELD_BESIDE, "langedit, λ held", "alphaedit"),
+        ("static or dynamic", "langedit", "alphaedit"),
     ]  # fmt: skip
     assert ablation.others(mean, "atlas") == ["alphaedit", "langedit", "langedit, λ held"]
     alone = ablation.by_variant(Study([kept, result()]))

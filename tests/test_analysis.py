@@ -235,7 +235,7 @@ def test_a_partial_study_compares_what_was_run_on_the_same_facts(partial):
     design = partial.design().set_index("data")
     assert design["runs"].to_dict() == {"mzsre": 6, "atlas": 2}
     assert design["not finished"].to_dict() == {"mzsre": 1, "atlas": 0}
-    assert partial.unfinished().startswith("Not finished, and not in what follows: mzsre 1 run (")
+    assert partial.unfinished() == "Not finished, and not in what follows: mzsre 1 run (memit seed 2)."
     assert design["seeds"].to_dict() == {"mzsre": "1 (memit 2, langedit 2)", "atlas": "1"}
     assert set(partial.winners()) == {"metric", "mzsre", "atlas"}
 
@@ -378,3 +378,11 @@ def test_the_command_line_answers_a_mistake_with_one_line_and_status_one(argumen
     assert stopped.value.code == 1
     error = capsys.readouterr().err
     assert said in error and "Traceback" not in error
+
+
+def test_runs_without_paraphrases_or_neighbours_are_told_by_seed_too():
+    study = analysis.Study([toy_study.fabricate("memit", "own", seed, xtreme=False) for seed in (0, 1)])
+    for result in study.results:
+        result.rows = result.rows[result.rows["metric"].str.startswith("efficacy")]
+    found = study.by_seed("own")
+    assert found["seed"].tolist() == [0, 1] and found["efficacy"].notna().all() and found["generality"].isna().all()

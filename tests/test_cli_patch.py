@@ -110,6 +110,17 @@ def test_going_on_replaces_what_the_shorter_patch_was_written_into(world):
     assert (folder / "longer/adapter/adapter_model.safetensors").read_bytes() != old
 
 
+def test_facts_that_share_a_key_are_told(world):
+    folder, _ = world
+    first = json.loads(line(FACTS[0]))
+    ends_alike = first | dict(id="twin", prompt=first["prompt"].partition("{}")[0] + "{} has", paraphrases=[])
+    lines = [json.dumps(each, ensure_ascii=False) for each in (first, ends_alike)]
+    (folder / "twins.jsonl").write_text("\n".join(lines), encoding="utf-8")
+    told = edit(folder, "twins", facts="twins.jsonl").output
+    assert f"facts {first['id']}, twin have one key" in told and "overwrite one another" in told
+    assert "have one key" not in edit(folder, "apart").output
+
+
 def test_values_that_were_not_found_are_told(world):
     folder, _ = world
     told = edit(folder, "few", "--set", "values.steps=1", "--set", "values.stop=1e-6").output

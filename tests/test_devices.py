@@ -172,6 +172,10 @@ def test_a_model_that_came_spread_is_edited_and_asked_as_any_other(tmp_path):
     assert all(torch.equal(spread.weight(i), whole.weight(i)) for i in range(4))
 
 
+def test_a_device_may_be_given_as_pytorch_has_it():
+    assert devices.usable_device(torch.device("cpu")) == "cpu"
+
+
 def test_kinds_of_devices_that_cannot_edit_are_refused_by_name(monkeypatch):
     for kind in ("mps", "xpu", "meta"):
         with pytest.raises(ValueError, match=f"device '{kind}' cannot be used for editing; take one of cpu, cuda"):

@@ -138,6 +138,12 @@ def test_a_post_norm_model_reaches_its_target_through_the_write_port(tiny_gemma)
     assert (added.T - updates[1].left).norm() > 0.5 * updates[1].left.norm()  # the norm does change what arrives
 
 
+def test_values_of_the_residual_stream_are_refused_where_a_norm_stands_before_it(tiny_gemma):
+    published = ValueSettings.published(steps=2)
+    with pytest.raises(ValueError, match="norm behind its MLP output.*values.site='write'"):
+        toy.exact_editor(tiny_gemma, "langedit", [batches()[0]], layers=(0, 1), spread="residual", values=published)
+
+
 def test_a_residual_shared_out_over_layers_arrives_at_the_target_of_the_last_one(tiny, monkeypatch):
     toy.confident(tiny)
     facts, kept = batches()[0], {}

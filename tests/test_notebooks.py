@@ -298,47 +298,36 @@ def test_embedded_pictures_and_tables_survive_cleaning():
     assert clean("<style>p {color: red}</style>数 &lt;") == "数 &lt;"
 
 
-MAIN = """model,data,method,metric,when,lang,value,n,low,high
-m,atlas,memit,efficacy,end,all,0.5,60,0.4,0.6
-m,atlas,memit,efficacy,end,en,0.9,10,0.8,1.0
-m,atlas,<script>,specificity,end,en,1.0,10,,
-m,atlas,<script>,specificity,end,nl,0.0,30,,
-"""
+FULL = 'method,efficacy,n\nmemit,"0.9 → 0.50 [0.40, 0.60]",60\n<script>,nan,40\n'
 
 
-def test_index_shows_the_headline_table_first_and_links_every_report(tmp_path):
+def test_index_links_every_report_and_shows_the_main_tables(tmp_path):
     report = tmp_path / "quick"
     (report / "tables").mkdir(parents=True)
-    (report / "tables" / "main.csv").write_text(MAIN)
+    (report / "tables" / "full_atlas.csv").write_text(FULL)
+    (report / "tables" / "main.csv").write_text("model\nm\n")
     write_index(report, [ReportEntry(page="02_main.html", title="Main & runs")], provenance="tiny")
     first = (report / "index.html").read_bytes()
     page = first.decode()
-    assert page.index("<table>") < page.index("02_main.html") < page.index("tables/main.csv", page.index("<ul>"))
-    assert "0.50 [0.40, 0.60]" in page and "Main &amp; runs" in page
-    assert "<td>0.25</td>" in page, "no row for all languages: mean weighted by n, without an interval"
+    assert page.index("02_main.html") < page.index("<table>") < page.index('"tables/full_atlas.csv"')
+    assert "<h3>atlas</h3>" in page and "0.9 → 0.50" in page and "Main &amp; runs" in page and "<td>nan</td>" in page
     assert "&lt;script&gt;" in page and "<script" not in page
     above = (tmp_path / "index.html").read_text()
-    assert 'href="quick/index.html"' in above and 'href="quick/tables/main.csv"' in above and "<table>" in above
+    assert 'href="quick/index.html"' in above and "<table>" not in above
     write_index(report, [ReportEntry(page="02_main.html", title="Main & runs")], provenance="tiny")
     assert (report / "index.html").read_bytes() == first
 
 
-def test_index_above_prefers_the_most_thorough_profile(tmp_path):
+def test_index_above_has_the_most_thorough_profile_first(tmp_path):
     for profile in ("smoke", "standard", "quick"):
-        (tmp_path / profile / "tables").mkdir(parents=True)
-        (tmp_path / profile / "tables" / "main.csv").write_text(MAIN)
         write_index(tmp_path / profile, [])
     page = (tmp_path / "index.html").read_text()
-    assert "Main results, profile standard" in page
     assert page.index("standard/index.html") < page.index("quick/index.html") < page.index("smoke/index.html")
 
 
 def test_a_profile_of_several_models_has_a_folder_per_model_and_its_place_in_the_index(tmp_path):
     for folder in ("papers", "standard", "paper-gpt-j-6b", "quick", "paper-llama-3-8b"):
-        (tmp_path / folder / "tables").mkdir(parents=True)
-        (tmp_path / folder / "tables" / "main.csv").write_text(MAIN)
         write_index(tmp_path / folder, [])
     page = (tmp_path / "index.html").read_text()
-    assert "Main results, profile paper-gpt-j-6b" in page
     listed = re.findall(r'href="([\w-]+)/index.html"', page)
     assert listed == ["paper-gpt-j-6b", "paper-llama-3-8b", "standard", "quick", "papers"]

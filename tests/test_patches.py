@@ -209,6 +209,21 @@ def test_another_precision_is_refused():
         patch.apply(model)
 
 
+def test_facts_may_come_from_an_iterator_and_are_noted_down():
+    one = editor(model := build_model("llama"))
+    patch = Patch.record(one, "langedit")
+    report = patch.edit(one, iter(BATCHES[0]))
+    assert [fact.id for fact in patch.facts] == report.facts == [fact.id for fact in BATCHES[0]]
+    assert patch.position(model) == 1
+
+
+def test_a_model_that_a_patch_edited_is_known_to_be_edited():
+    patch, _ = recorded()
+    patch.apply(model := build_model("llama"))
+    with pytest.raises(ValueError, match="edited"):
+        model.check_unedited("drift")
+
+
 def test_a_patch_is_not_applied_twice():
     patch, states = recorded()
     model = build_model("llama")

@@ -161,7 +161,7 @@ def test_languages_that_peak_in_one_place_are_not_shown_to_differ():
         "By language the peak of MLP outputs at the last subject token lies in layer 3 (en 3 [3, 3],"
     )
     assert "n = 20 facts per language" in early and "no two languages are shown to differ" in early
-    assert "corrected for 3 pairs" in early and late.startswith("By language the peak of attention outputs at the last")
+    assert "widened for 3 pairs" in early and late.startswith("By language the peak of attention outputs at the last")
 
 
 def test_languages_whose_intervals_lie_apart_are_shown_to_differ_and_named():
