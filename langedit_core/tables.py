@@ -26,6 +26,7 @@ FULL = {  # columns of the full table: metric to heading
     "portability_tf": "portability",
     "drift_kl": "drift KL",
 }
+LONGEST = 200  # rows of a table that is also written as text
 WIDE = 95  # characters a page holds side by side; wider tables are set smaller and may break lines
 _LATEX = {c: "\\" + c for c in "&%$#_{}"}
 _LATEX |= {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"}
@@ -78,6 +79,8 @@ def format_ci(
 def save_table(frame: pd.DataFrame, folder: str | Path, name: str) -> SavedTable:
     """Writes `name`.csv, `name`.md and `name`.tex; the index of `frame` is left out, so reset it if needed.
 
+    A table of more than `LONGEST` rows is data, which nobody reads as text: it is a CSV alone.
+
     Args:
         frame: Any table with text and number columns.
         folder: Made if missing.
@@ -93,8 +96,11 @@ def save_table(frame: pd.DataFrame, folder: str | Path, name: str) -> SavedTable
         raise ValueError(f"columns of table {name!r} must be unique, got {list(frame.columns)}")
     folder = Path(folder)
     write_text(folder / f"{name}.csv", csv_table(frame))
-    write_text(folder / f"{name}.md", markdown_table(frame))
-    write_text(folder / f"{name}.tex", latex_table(frame))
+    for ending, text_of in ((".md", markdown_table), (".tex", latex_table)):
+        if len(frame) > LONGEST:
+            (folder / f"{name}{ending}").unlink(missing_ok=True)  # of a shorter one
+        else:
+            write_text(folder / f"{name}{ending}", text_of(frame))
     return SavedTable(frame=frame, csv=folder / f"{name}.csv")
 
 

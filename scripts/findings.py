@@ -142,7 +142,7 @@ def in_short() -> str:
     ]
     tail = (
         "[What the runs show](#what-the-runs-show) has the reasons, "
-        "[What the paper left open](#what-the-paper-left-open) the rest; every method's numbers:"
+        "[What the paper left open](#what-the-paper-left-open) the rest."
     )
     listed = [paragraph(sentence, initial_indent="* ", subsequent_indent="  ") for sentence in said]
     return "\n".join([*lines, "", *listed, "", paragraph(tail)])

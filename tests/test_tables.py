@@ -6,7 +6,7 @@ import pandas as pd
 import pytest
 from matplotlib.figure import Figure
 
-from langedit_core import plots
+from langedit_core import plots, tables
 from langedit_core.storage import CannotWrite
 from langedit_core.tables import (
     WIDE,
@@ -53,6 +53,14 @@ def test_interval_is_written_with_what_is_known(arguments, expected):
 def test_a_difference_has_its_sign():
     assert format_ci(0.04, -0.02, 0.1, 7, signed=True) == "+0.04 [-0.02, +0.10], n = 7"
     assert format_ci(-0.001, math.nan, math.nan, 1, signed=True) == "+0.00, n = 1"
+
+
+def test_a_long_table_is_a_csv_alone(tmp_path):
+    rows = pd.DataFrame({"n": range(tables.LONGEST + 1)})
+    save_table(rows[:-1], tmp_path, "main")
+    assert len(list(tmp_path.iterdir())) == 3
+    saved = save_table(rows, tmp_path, "main")
+    assert [path.name for path in tmp_path.iterdir()] == ["main.csv"] and len(pd.read_csv(saved.csv)) == len(rows)
 
 
 def test_saving_twice_gives_equal_bytes_in_three_formats(frame, tmp_path):
