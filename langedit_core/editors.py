@@ -456,7 +456,6 @@ class Editor:
                 f"{model.name} has a norm behind its MLP output, and no sum of updates puts a target of the residual "
                 "stream there; take values.site='write' with spread='joint'"
             )
-        model.fingerprint  # noqa: B018 — taken while the weights are those it is to stand for
         needed = settings.layers if settings.needs_covariance else ()
         if missing := [layer for layer in needed if layer not in covariances]:
             raise ValueError(

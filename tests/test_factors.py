@@ -121,7 +121,7 @@ def test_both_formulas_are_compared_on_the_cells_own_keys(computed, tmp_path, mo
     assert found["layer"].eq(cell.settings.layers[1]).all()
     assert found.groupby("formula")["keys"].apply(list).to_dict() == {f: [0, 2, 4] for f in mixing.FORMULAS}
     ranks = load_result(cell, computed).batches.query(f"layer == {cell.settings.layers[1]}")["rank"].tolist()
-    assert found.query("formula == 'paper'")["free"].tolist()[:2] == ranks  # a report tells the space of its batch
+    assert found.query("formula == 'mean'")["free"].tolist()[:2] == ranks  # a report tells the space of its batch
     monkeypatch.setattr(mixing, "load_model", lambda _: pytest.fail("the table was kept"))
     again = ablation.mixes(Study([load_result(cell, computed)]), tmp_path, tmp_path)[toy_study.DATA]
     pd.testing.assert_frame_equal(found, again)

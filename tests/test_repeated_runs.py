@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from langedit_core.profiles import load_profile
+from langedit_core.results import Cell, record_path
 from langedit_core.storage import read_sealed, write_sealed
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -20,14 +22,18 @@ def script(monkeypatch):
     return importlib.import_module("repeated_runs")
 
 
+def cell(method: str) -> Cell:
+    cells = load_profile("standard").cells("main")
+    return next(each for each in cells if (each.data, each.method, each.seed) == ("bzsre", method, 0))
+
+
 @pytest.fixture
 def folders(tmp_path: Path) -> tuple[Path, Path]:
     """Two folders with the same two records: bzsRE, 200 edits in two languages."""
     for name in ("before", "now"):
         (tmp_path / name).mkdir()
         for method in ("alphaedit", "memit"):
-            (path,) = RECORDS.glob(f"bzsre-{method}-????????????????.json.xz")
-            shutil.copy(path, tmp_path / name)
+            shutil.copy(record_path(cell(method), RECORDS), tmp_path / name)
     return tmp_path / "before", tmp_path / "now"
 
 

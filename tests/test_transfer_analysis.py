@@ -493,10 +493,13 @@ def test_where_everything_is_alike_nothing_is_said_about_the_rest():
 @pytest.mark.parametrize(
     ("value", "verdict"),
     [
-        (lambda _, source, lang: 0.5 if source == lang else 0.25, ": an edit changes it too."),
-        (nothing, ": an edit is not shown to change it, even in its own language."),
-        (lambda _, source, lang: 0.0 if source == lang else 0.25, "not shown to change it, even in its own language."),
-        (lambda id_, *_: 1.0 if id_ in HALF else -1.0, "not shown to change it, even in its own language."),
+        (
+            lambda _, source, lang: 0.5 if source == lang else 0.25,
+            ": an edit changes it in its own language and in others.",
+        ),
+        (nothing, ": an edit is not shown to change it."),
+        (lambda _, source, lang: 0.0 if source == lang else 0.25, ": an edit changes it in others."),
+        (lambda id_, *_: 1.0 if id_ in HALF else -1.0, ": an edit is not shown to change it."),
     ],
 )
 @pytest.mark.parametrize(

@@ -303,7 +303,7 @@ def test_every_method_edits_a_model_in_half_precision(method, dtype):
 
 @pytest.mark.parametrize("dtype", HALF)
 def test_the_published_form_edits_a_model_in_half_precision(dtype):
-    model, values = in_half("gemma3_text", dtype), ValueSettings.published(steps=4)
+    model, values = in_half("llama", dtype), ValueSettings.published(steps=4)
     settings = settings_for("memit", layers=(1, 2), spread="residual", values=values)
     check_edits(Editor(model, settings, toy.covariances(model, (1, 2)), toy.CONTEXTS), dtype)
 
