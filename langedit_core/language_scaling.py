@@ -284,14 +284,19 @@ def _effects(mine: pd.DataFrame) -> str:
 
 
 def reading(study: Study, data: str, found: pd.DataFrame) -> list[str]:
-    """Sentences: per method, what is left by number of languages, and whether languages or edits are to blame.
+    """Sentences: whether languages or edits are to blame, and per method, what is left by number of languages.
 
     Args:
         study: Runs that differ in their languages.
         data: One of its data sets.
         found: `prices`.
     """
-    sentences = []
+    counted = found[found["metric"].isin(METRICS)]
+    worse, more = counted["verdict"] == "worse", counted["effect"] == "more edits"
+    sentences = [
+        f"On {data} more edits are shown to cost these facts something in {(worse & more).sum()} of {more.sum()} "
+        f"comparisons, more languages for as many edits in {(worse & ~more).sum()} of {(~more).sum()}."
+    ]
     ends = by_languages(study, data)
     ends = ends[(ends["metric"] == "efficacy_tf") & (ends["when"] == "final")]
     for method, part in ends.groupby("method", sort=False):
@@ -302,12 +307,6 @@ def reading(study: Study, data: str, found: pd.DataFrame) -> list[str]:
         )
         mine = found[(found["method"] == method) & (found["metric"] == "efficacy_tf")]
         sentences.append(f"Paired over these facts, p corrected over {len(found)} comparisons: {_effects(mine)}.")
-    found = found[found["metric"].isin(METRICS)]
-    worse, edits = found["verdict"] == "worse", found["effect"] == "more edits"
-    sentences.append(
-        f"So on {data} more edits are shown to cost these facts something in {(worse & edits).sum()} of {edits.sum()} "
-        f"comparisons, more languages for as many edits in {(worse & ~edits).sum()} of {(~edits).sum()}."
-    )
     if (n := int(ends["n"].min())) < 30:
         sentences.append(f"Only {n} facts are compared: differences below a few tens of points cannot be seen.")
     return sentences

@@ -7,6 +7,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
+from langedit_core.profiles import hyperparameters
 from langedit_core.results import CellResult
 from langedit_core.stats import SHOWN
 
@@ -38,21 +39,21 @@ def result(soon: float, final: float, rest: float = 0.5) -> CellResult:
 @pytest.fixture
 def found():
     return {
-        ("langedit", 0.03): result(0.9, 0.4),
-        ("langedit", 0.1): result(0.8, 0.6),
-        ("langedit", 0.3): result(0.4, 0.3),
-        ("alphaedit", 0.03): result(0.9, 0.8),
-        ("alphaedit", 0.1): result(0.8, 0.7),
-        ("alphaedit", 0.3): result(0.4, 0.3),
+        ("langedit", "λ 0.03"): result(0.9, 0.4),
+        ("langedit", "λ 0.1"): result(0.8, 0.6),
+        ("langedit", "λ 0.3"): result(0.4, 0.3),
+        ("alphaedit", "λ 0.03"): result(0.9, 0.8),
+        ("alphaedit", "λ 0.1"): result(0.8, 0.7),
+        ("alphaedit", "λ 0.3"): result(0.4, 0.3),
     }
 
 
 def test_the_best_setting_of_each_method_is_the_one_with_the_highest_score(tune, found):
-    table = tune.long_table(found).set_index(["method", "λ"])
-    assert table.index[table["best"] == "yes"].tolist() == [("langedit", 0.1), ("alphaedit", 0.03)]
-    assert table.loc[("langedit", 0.1), "score"] == pytest.approx((0.6 + 0.5 + 0.5) / 3)
-    assert table.loc[("langedit", 0.03), "efficacy, right after"].startswith("0.90 [")
-    assert table.loc[("langedit", 0.03), "efficacy_tf, at the end"].startswith("0.40 [")
+    table = tune.long_table(found).set_index(["method", "setting"])
+    assert table.index[table["best"] == "yes"].tolist() == [("langedit", "λ 0.1"), ("alphaedit", "λ 0.03")]
+    assert table.loc[("langedit", "λ 0.1"), "score"] == pytest.approx((0.6 + 0.5 + 0.5) / 3)
+    assert table.loc[("langedit", "λ 0.03"), "efficacy, right after"].startswith("0.90 [")
+    assert table.loc[("langedit", "λ 0.03"), "efficacy_tf, at the end"].startswith("0.40 [")
     assert set(table["n"]) == {FACTS}  # a fact in two languages is one
 
 
@@ -72,6 +73,19 @@ def test_settings_are_compared_within_a_method_and_methods_at_each_and_at_their_
 
 
 def test_the_long_cells_edit_facts_that_no_report_edits_under_each_of_the_settings(tune):
-    cells = [cell for *_, cell in tune.cells("gemma-3-270m", tune.LONG_GRID, ["atlas"], **tune.LONG)]
+    wanted = tune.cells("gemma-3-270m", tune.LONG_GRID, ["atlas"], **tune.LONG)
+    cells = [cell for *_, cell in wanted]
     assert {cell.split for cell in cells} == {"tune"} and {cell.edits for cell in cells} == {144}
-    assert len({cell.hash for cell in cells}) == 8 and {cell.settings.ridge for cell in cells} == {0.03, 0.1, 0.3, 1}
+    assert len({cell.hash for cell in cells}) == len(cells) == 4 * len(tune.LONG_GRID)  # the same budget for all
+    assert len({tune.label(changes) for method, changes, _ in wanted if method == "ft"}) == 4
+
+
+def test_the_first_long_setting_of_each_method_is_the_one_that_the_reports_have(tune):
+    for method, settings in tune.LONG_GRID.items():
+        *_, cell = tune.cells("gemma-3-270m", {method: settings[:1]}, ["atlas"], **tune.LONG)[0]
+        assert cell.settings == hyperparameters("gemma-3-270m", method)
+
+
+def test_without_alphaedit_settings_are_compared_within_methods_alone(tune, found):
+    table = tune.long_differences({key: cell for key, cell in found.items() if key[0] == "langedit"})
+    assert set(table["differ"]) == {"another setting"} and len(table) == 2
