@@ -529,16 +529,16 @@ def commit() -> str:
 
 
 def entry() -> None:
-    """`langedit`: refused input and failed work are one line and exit status 1, anything else keeps its traceback.
+    """`langedit`: refused input, failed work and memory that ran out are one line and exit status 1.
 
-    Wrong usage ends with status 2, which Typer sees to.
+    Anything else keeps its traceback. Wrong usage ends with status 2, which Typer sees to.
     """
     from langedit_core.errors import NotebookFailed
 
     try:
         app()
-    except (ValueError, OSError, ImportError, ArithmeticError, MemoryError, NotebookFailed) as error:
-        if "-v" in sys.argv or "--verbose" in sys.argv:
+    except (ValueError, OSError, ImportError, ArithmeticError, MemoryError, NotebookFailed, RuntimeError) as error:
+        if "-v" in sys.argv or "--verbose" in sys.argv or _unexpected(error):
             raise
         from pydantic import ValidationError
 
@@ -546,6 +546,14 @@ def entry() -> None:
 
         say(f"error: {told(error) if isinstance(error, ValidationError) else error}")
         raise SystemExit(1) from error
+
+
+def _unexpected(error: Exception) -> bool:
+    """PyTorch says with a RuntimeError that a device's memory ran out; any other one is a fault of ours."""
+    from langedit_core.errors import NotebookFailed
+    from langedit_core.memory import lacks_memory
+
+    return isinstance(error, RuntimeError) and not isinstance(error, NotebookFailed) and not lacks_memory(error)
 
 
 if __name__ == "__main__":

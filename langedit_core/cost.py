@@ -276,7 +276,7 @@ def interleaved_table(folder: str | Path) -> pd.DataFrame:
 
     Columns facts, method, edits per minute, processor seconds, those of PHASES, steps per fact, the method over the
     reference (its smallest and largest round in brackets), the same with the reference's search for values, rounds n,
-    machine; empty where nothing was measured.
+    load average, machine; empty where nothing was measured.
     """
     rows = []
     for path in sorted(Path(folder).glob("batches*.json")):
@@ -297,7 +297,8 @@ def interleaved_table(folder: str | Path) -> pd.DataFrame:
                     f"over {row['over']}": f"{row['processor_ratio']:.2f} [{low:.2f}, {high:.2f}]",
                     "with its values": math.nan if alike is None else alike,
                     "n": found["rounds"],
-                    "machine": f"{where['processor']}, threads: {where['threads']}, load: {where['load_average']}",
+                    "load": where["load_average"],
+                    "machine": f"{where['processor']}, threads: {where['threads']}",
                 }
             )
     return pd.DataFrame(rows).sort_values("facts", kind="stable", ignore_index=True) if rows else pd.DataFrame()

@@ -18,6 +18,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from langedit_core.forward import run_until, tap_input
+from langedit_core.memory import alike, as_memory_allows
 from langedit_core.models import EditableModel
 from langedit_core.storage import CorruptFile, cache_home, load_tensors, save_tensors
 from langedit_core.tokens import Row, align, encode
@@ -116,22 +117,32 @@ def collect_covariance(
         tokens_per_batch: Padded size of one forward; memory grows with it, not with the corpus.
         max_tokens: Longer texts are cut here.
         progress: Called with (texts done, texts in all).
+
+    Raises:
+        MemoryError: Even a single text does not fit.
     """
     model.check_layers(layers)
     found = {layer: KeyCovariance.empty(model.d_ff, model.weight(layer).device) for layer in layers}
-    rows = sorted((encode(model.tokenizer, text)[:max_tokens] for text in texts), key=len)
-    rows = [ids for ids in rows if ids]
-    done = 0
-    while done < len(rows):
-        size = 1
-        while done + size < len(rows) and (size + 1) * len(rows[done + size]) <= tokens_per_batch:
-            size += 1
-        chunk = [Row(ids=tuple(ids), lookup=len(ids) - 1) for ids in rows[done : done + size]]
+    rows = [ids for ids in (encode(model.tokenizer, text)[:max_tokens] for text in texts) if ids]
+    keys: dict[int, Tensor] = {}
+
+    def work(part: list[int]) -> None:
+        chunk = [Row(ids=tuple(rows[i]), lookup=len(rows[i]) - 1) for i in part]
         batch, seen = align(chunk, model.pad_id, model.device), {}
         run_until(model, batch, layers[-1] + 1, *(tap_input(model.write_port(i), seen, i) for i in layers))
-        for layer in layers:
-            found[layer].update(seen[layer][batch.mask.to(seen[layer].device)].T)
-        done += size
+        keys.update({layer: seen[layer][batch.mask.to(seen[layer].device)].T for layer in layers})
+
+    def alone(i: int, error: RuntimeError) -> str:
+        return (
+            f"a corpus text of {len(rows[i])} tokens does not fit in memory: {error}; cut texts shorter (max_tokens) "
+            "or use a larger device"
+        )
+
+    done = 0
+    for part in as_memory_allows(alike([len(row) for row in rows], tokens_per_batch), work, alone=alone):
+        for layer in layers:  # only once a part is done, since it may be begun again in smaller ones
+            found[layer].update(keys.pop(layer))
+        done += len(part)
         if progress:
             progress(done, len(rows))
     return found

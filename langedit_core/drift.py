@@ -19,6 +19,7 @@ from torch import Tensor
 
 from langedit_core.errors import RefusedInput, check_list, unknown
 from langedit_core.languages import CORE, language
+from langedit_core.memory import alike, as_memory_allows
 from langedit_core.models import EditableModel, check_model
 from langedit_core.storage import CorruptFile, load_tensors, save_tensors
 from langedit_core.tokens import Row, align, encode
@@ -322,22 +323,28 @@ def _hidden(model: EditableModel, passages: Sequence[_Passage], tokens_per_batch
     for p in passages:
         starts.append(starts[-1] + len(p.scored))
     found: Tensor | None = None
-    order = sorted(range(len(passages)), key=lambda i: len(passages[i].ids))
-    while order:
-        size = 1
-        while size < len(order) and (size + 1) * len(passages[order[size]].ids) <= tokens_per_batch:
-            size += 1
-        chunk, order = order[:size], order[size:]
+
+    def work(part: list[int]) -> None:
+        nonlocal found
         # The last token predicts nothing that is scored, so it is not fed in.
-        fed = [passages[i].ids[:-1] for i in chunk]
+        fed = [passages[i].ids[:-1] for i in part]
         batch = align([Row(ids=ids, lookup=len(ids) - 1) for ids in fed], model.pad_id, model.device)
         hidden = model.hf.base_model(
             input_ids=batch.ids, attention_mask=batch.mask.long(), position_ids=batch.positions, use_cache=False
         ).last_hidden_state
         if found is None:
             found = hidden.new_empty(starts[-1], hidden.shape[-1])
-        for i, ids, row in zip(chunk, fed, hidden, strict=True):
+        for i, ids, row in zip(part, fed, hidden, strict=True):
             found[starts[i] : starts[i + 1]] = row[-len(ids) :][passages[i].scored.start :: passages[i].scored.step]
+
+    def alone(i: int, error: RuntimeError) -> str:
+        return (
+            f"a neutral text of {len(passages[i].ids)} tokens ({passages[i].lang}) does not fit in memory: {error}; "
+            "use a larger device"
+        )
+
+    for _ in as_memory_allows(alike([len(p.ids) for p in passages], tokens_per_batch), work, alone=alone):
+        pass
     return found
 
 

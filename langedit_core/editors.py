@@ -145,6 +145,21 @@ class EditSettings(BaseModel):
             )
         return self
 
+    def unread(self) -> dict[str, str]:
+        """Weights that no edit under these settings reads, each with the reason: other values of them change nothing.
+
+        How values are found and where a spectrum is cut is not among them: methods that are compared are given these
+        alike, whether they read them or not.
+        """
+        ridges = ("ridge", "relative_ridge", "hold_ridge")
+        if self.finetune is not None:
+            names, why = (*ridges, "covariance_weight"), "it trains the matrices and solves nothing"
+        elif self.space == "whole":
+            names, why = ridges, "it projects onto nothing, and covariance_weight (λ₀) is what a change costs"
+        else:
+            names, why = ("covariance_weight",), "it projects, and ridge (λ) is what a change costs"
+        return dict.fromkeys(names, why) | ({} if self.sphere else {"sphere_share": "sphere is 0"})
+
     @property
     def needs_covariance(self) -> bool:
         """Whether anything is read from C₀: not by fine-tuning, nor by ROME without covariance."""
@@ -192,24 +207,40 @@ the batch's size on top.
 `langedit-randomized` finds LangEdit's space by a randomised range finder."""
 
 
-def settings_for(method: str, **changes) -> EditSettings:
+def settings_for(method: str, *, on: Mapping[str, object] | None = None, **changes) -> EditSettings:
     """The settings of a named method, with `changes` on top as `merged` puts them there.
 
+    Args:
+        method: One of `METHODS`.
+        on: What `changes` go on top of, beside the method itself, such as what was chosen for a model; it may hold what
+            this method does not read.
+        **changes: Fields of `EditSettings`.
+
     Raises:
-        ValueError: Unknown method or setting; lists the known ones.
+        ValueError: Unknown method or setting (lists the known ones), or one that this method does not read.
     """
     if method not in METHODS:
         raise unknown("method", method, METHODS)
-    for name in changes:
+    base = merged(METHODS[method], on or {})
+    for name in (*base, *changes):
         if name not in EditSettings.model_fields:
             raise unknown("setting", name, EditSettings.model_fields)
     for name in ("values", "finetune", "threshold"):
         if name in changes and not isinstance(changes[name], Mapping | BaseModel | None):
             raise ValueError(f"{name} is {changes[name]!r}, expected a mapping of what to change, such as dict(...)")
     try:
-        return EditSettings(**merged(METHODS[method], changes))
+        settings = EditSettings(**merged(base, changes))
+        unread = {name: why for name, why in settings.unread().items() if name in changes}
+        without = {name: change for name, change in changes.items() if name not in unread}
+        usual = EditSettings(**merged(base, without)) if unread else settings
     except ValidationError as error:
         raise ValueError(told(error)) from error
+    for name, why in unread.items():
+        if getattr(settings, name) != getattr(usual, name):
+            raise ValueError(
+                f"{method} does not read {name}, which {changes[name]!r} was given for: {why}; leave it out"
+            )
+    return settings
 
 
 def merged(settings: Mapping[str, object], changes: Mapping[str, object]) -> dict[str, object]:
@@ -282,6 +313,24 @@ class Update:
     def tensors(self) -> dict[str, Tensor]:
         """What has to be stored: `Update(**tensors)` is this update again."""
         return {name: tensor for name, tensor in vars(self).items() if tensor is not None}
+
+
+def packed_updates(updates: Mapping[int, Update]) -> dict[str, Tensor]:
+    """The updates of a batch as tensors for one file, named "layer.part"."""
+    return {f"{layer}.{name}": x for layer, update in updates.items() for name, x in update.tensors().items()}
+
+
+def unpacked_updates(tensors: Mapping[str, Tensor], layers: Sequence[int]) -> dict[int, Update]:
+    """What `packed_updates` made of those of `layers`.
+
+    Raises:
+        ValueError, KeyError, TypeError: They are not the tensors of updates of these layers.
+    """
+    parts: dict[int, dict[str, Tensor]] = {layer: {} for layer in layers}
+    for name, tensor in tensors.items():
+        layer, _, part = name.partition(".")
+        parts[int(layer)][part] = tensor
+    return {layer: Update(**found) for layer, found in parts.items()}
 
 
 @dataclass

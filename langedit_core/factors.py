@@ -16,7 +16,7 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from langedit_core.editors import Update
+from langedit_core.editors import Update, unpacked_updates
 from langedit_core.nullspace import leak
 from langedit_core.results import Cell, CellResult, is_done, results_folder
 from langedit_core.storage import CorruptFile, load_tensors, read_sealed, write_sealed
@@ -38,11 +38,7 @@ def stored_updates(cell: Cell, root: Path) -> Iterator[dict[int, Update]]:
         )
     for t in range(cell.batches):
         tensors, _ = load_tensors(results_folder(cell, root) / f"batch-{t:03d}.safetensors")
-        parts: dict[int, dict[str, Tensor]] = {layer: {} for layer in cell.settings.layers}
-        for name, tensor in tensors.items():
-            layer, _, part = name.partition(".")
-            parts[int(layer)][part] = tensor
-        yield {layer: Update(**found) for layer, found in parts.items()}
+        yield unpacked_updates(tensors, cell.settings.layers)
 
 
 def leaks(result: CellResult, root: Path, kept: Path) -> pd.DataFrame:

@@ -14,6 +14,22 @@ def lacks_memory(error: BaseException) -> bool:
     return isinstance(error, torch.OutOfMemoryError) or any(text in str(error) for text in _MEMORY)
 
 
+def alike(lengths: Sequence[int], cells: int, room: int = 0) -> list[list[int]]:
+    """Which rows to do together: indices of like length, the shortest first.
+
+    Args:
+        lengths: Of the rows.
+        cells: Rows times columns of a group, padding included; a longer row is a group of its own.
+        room: Columns that a row grows by.
+    """
+    groups: list[list[int]] = []
+    for i in sorted(range(len(lengths)), key=lambda i: lengths[i]):
+        if not groups or (len(groups[-1]) + 1) * (lengths[i] + room) > cells:
+            groups.append([])
+        groups[-1].append(i)
+    return groups
+
+
 def as_memory_allows(
     groups: Sequence[Sequence[int]],
     work: Callable[[list[int]], None],

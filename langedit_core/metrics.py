@@ -14,6 +14,7 @@ import torch
 
 from langedit_core import drift
 from langedit_core.languages import LANGUAGES
+from langedit_core.memory import alike, as_memory_allows
 from langedit_core.models import EditableModel
 from langedit_core.records import Fact, Probe
 from langedit_core.tokens import Row, align, continuation, encode
@@ -56,26 +57,28 @@ class ProbeScore:
 def score_probes(
     model: EditableModel, probes: Sequence[tuple[str, str]], *, tokens_per_batch: int = 1536
 ) -> list[ProbeScore]:
-    """Score (prompt, answer) pairs, the answer including its leading space; batches of similar length.
+    """Score (prompt, answer) pairs, the answer including its leading space; like lengths together, as memory allows.
 
     Raises:
         RefusedInput: An answer has no tokens, or a text is longer than the model takes.
+        MemoryError: Even a single question does not fit.
     """
     rows: list[Row] = []
     for prompt, answer in probes:
         ids, target = encode(model.tokenizer, prompt), continuation(model.tokenizer, prompt, answer)
         model.check_length(len(ids) + len(target) - 1, f"the question {prompt[:60]!r} with its answer")
         rows.append(Row(ids=tuple(ids + target), lookup=len(ids)))
-    order = sorted(range(len(rows)), key=lambda i: len(rows[i].ids))
-    scores: list[ProbeScore | None] = [None] * len(rows)
-    while order:
-        size = 1
-        while size < len(order) and (size + 1) * len(rows[order[size]].ids) <= tokens_per_batch:
-            size += 1
-        chunk, order = order[:size], order[size:]
-        for i, score in zip(chunk, _score([rows[i] for i in chunk], model), strict=True):
-            scores[i] = score
-    return scores
+    scores: dict[int, ProbeScore] = {}
+
+    def work(part: list[int]) -> None:
+        scores.update(zip(part, _score([rows[i] for i in part], model), strict=True))
+
+    def alone(i: int, error: RuntimeError) -> str:
+        return f"a question of {len(rows[i].ids)} tokens does not fit in memory: {error}; use a larger device"
+
+    for _ in as_memory_allows(alike([len(row.ids) for row in rows], tokens_per_batch), work, alone=alone):
+        pass
+    return [scores[i] for i in range(len(rows))]
 
 
 def _score(rows: Sequence[Row], model: EditableModel) -> list[ProbeScore]:

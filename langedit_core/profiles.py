@@ -23,7 +23,7 @@ from pydantic import (
 
 from langedit_core.chosen_layers import kept_layers
 from langedit_core.devices import VARIABLE
-from langedit_core.editors import METHODS, EditSettings, merged, settings_for
+from langedit_core.editors import METHODS, EditSettings, settings_for
 from langedit_core.errors import RefusedInput, told, unknown
 from langedit_core.languages import CORE, language
 from langedit_core.models import canonical
@@ -246,7 +246,8 @@ def hyperparameters(model: str, method: str, **changes) -> EditSettings:
     recommended for it (`chosen_layers.py`; ROME in the middle one of them) or that are given.
 
     Raises:
-        ValueError: Unknown method, or no entry for this model, no layers kept for it and none in `changes`.
+        ValueError: Unknown method, a change that it does not read, or no entry for this model, no layers kept for it
+            and none in `changes`.
     """
     if method not in METHODS:
         raise unknown("method", method, METHODS)
@@ -263,4 +264,4 @@ def hyperparameters(model: str, method: str, **changes) -> EditSettings:
             )
         # ROME edits one layer: the middle one, as Gemma's entry has it too.
         chosen["layers"] = layers[len(layers) // 2 :][:1] if METHODS[method].get("one_by_one") else layers
-    return settings_for(method, **merged(chosen, changes))
+    return settings_for(method, on=chosen, **changes)

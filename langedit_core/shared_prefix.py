@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from transformers import DynamicCache
 
 from langedit_core.forward import leaving_at
-from langedit_core.memory import as_memory_allows
+from langedit_core.memory import alike, as_memory_allows
 from langedit_core.models import EditableModel
 
 CELLS = 8192
@@ -175,11 +175,6 @@ def in_batches(
     Raises:
         MemoryError: Even a single row does not fit.
     """
-    groups: list[list[int]] = []
-    for i in sorted(range(len(rows)), key=lambda i: (len(rows[i]), i)):
-        if not groups or (len(groups[-1]) + 1) * (len(rows[i]) + room) > cells:
-            groups.append([])
-        groups[-1].append(i)
 
     def alone(i: int, error: RuntimeError) -> str:
         return (
@@ -187,7 +182,7 @@ def in_batches(
             "ask for fewer shots or shorter contexts, or use a larger device"
         )
 
-    return as_memory_allows(groups, work, alone=alone)
+    return as_memory_allows(alike([len(row) for row in rows], cells, room), work, alone=alone)
 
 
 def check_room(model: EditableModel, rows: Sequence[Sequence[int]], room: int) -> None:

@@ -28,7 +28,15 @@ from langedit_core.contexts import Contexts, sample_contexts
 from langedit_core.covariance import cached_covariance, corpus_hash
 from langedit_core.datafiles import NotAvailable
 from langedit_core.drift import Drift, neutral_texts, paragraph_rows
-from langedit_core.editors import BatchReport, Clock, Editor, Update, check_updates
+from langedit_core.editors import (
+    BatchReport,
+    Clock,
+    Editor,
+    Update,
+    check_updates,
+    packed_updates,
+    unpacked_updates,
+)
 from langedit_core.errors import unknown
 from langedit_core.keeping import kept
 from langedit_core.metrics import ProbeScore, Question, ask, questions, rows_of
@@ -412,11 +420,8 @@ class CellRun:
 
     def _updates(self, tensors: dict[str, torch.Tensor]) -> dict[int, Update]:
         """The updates of a batch from its file; what the model cannot take is an error before anything is added."""
-        by_layer: dict[int, dict[str, torch.Tensor]] = {layer: {} for layer in self.cell.settings.layers}
-        for name, tensor in tensors.items():
-            layer, _, part = name.partition(".")
-            by_layer[int(layer)][part] = tensor.to(self.model.weight(int(layer)).device)
-        updates = {layer: Update(**parts) for layer, parts in by_layer.items()}
+        found = unpacked_updates(tensors, self.cell.settings.layers)
+        updates = {layer: update.to(self.model.weight(layer).device) for layer, update in found.items()}
         check_updates(self.model, updates, self.cell.settings)
         return updates
 
@@ -445,9 +450,8 @@ class CellRun:
             },
         )
         write_json(stem.with_suffix(".time.json"), seconds | {"processor": processor})
-        tensors = {f"{layer}.{name}": x for layer, update in updates.items() for name, x in update.tensors().items()}
         measured = file_digest(stem.with_suffix(".json"))
-        save_tensors(stem.with_suffix(".safetensors"), tensors, {"measured": measured})
+        save_tensors(stem.with_suffix(".safetensors"), packed_updates(updates), {"measured": measured})
 
     def _tracked(self, asked: Sequence[Question], whole: bool) -> list[Question]:
         """The edit prompts of a batch that are asked again after later ones: all, or the first few facts drawn."""

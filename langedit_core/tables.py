@@ -1,7 +1,7 @@
 """Tables of the study: one frame becomes CSV for programs, Markdown for reading and LaTeX for a paper.
 
-CSV keeps six significant digits, the others show three decimals; nothing depends on time, so equal frames
-give equal bytes.
+CSV keeps six significant digits, the others show three decimals, of numbers from ten on three digits; nothing depends
+on time, so equal frames give equal bytes.
 """
 
 import html
@@ -158,6 +158,13 @@ def html_table(frame: pd.DataFrame) -> str:
     return f"<table{kind}>\n<thead>\n{head}</thead>\n<tbody>\n{body}</tbody>\n</table>"
 
 
+def split_constant(frame: pd.DataFrame, *columns: str) -> tuple[pd.DataFrame, str]:
+    """The table without those of `columns` that say the same in every row, and a sentence that says it once."""
+    same = {name: frame[name].iloc[0] for name in columns if name in frame and frame[name].nunique(dropna=False) == 1}
+    told = "; ".join(f"{name}: {_show(value)}" for name, value in same.items())
+    return frame.drop(columns=list(same)), f"In all rows {told}." if told else ""
+
+
 def headline(frame: pd.DataFrame, bold: Collection[tuple] = ()) -> pd.DataFrame:
     """The tidy main table in the form people read: a row per method and moment, a column per metric.
 
@@ -239,9 +246,12 @@ def _absent(value: object) -> bool:
 def _show(value: object) -> str:
     if _absent(value):
         return MISSING
-    if isinstance(value, float):
-        return f"{value:.3f}" if value == 0 or 1e-3 <= abs(value) < 1e5 else f"{value:.2e}"
-    return str(value)
+    if not isinstance(value, float):
+        return str(value)
+    size = abs(value)
+    if size and not 1e-3 <= size < 1e5:
+        return f"{value:.2e}"
+    return f"{value:.{3 if size < 9.9995 else 1 if size < 99.95 else 0}f}"
 
 
 def _cell(value: object, escape: Callable[[str], str], bold: str) -> str:

@@ -355,9 +355,9 @@ def sequence_differences(frames: Mapping[str, pd.DataFrame], reference: str) -> 
         effects = {where: difference(own=own) for where, own in (("other languages", False), ("edited language", True))}
         effect, wide = effects["other languages"], difference(own=False, level=1 - (1 - LEVEL) / (len(frames) - 1))
         out.append(
-            {"difference": f"{name} − {reference}"}
-            | {where: told(estimate) for where, estimate in effects.items()}
-            | {"n": effect.n, "verdict": "more" if wide.low > 0 else "less" if wide.high < 0 else VERDICTS[-1]}
+            {"difference": f"{name} − {reference}", "other languages": told(effect)}
+            | {"verdict": "more" if wide.low > 0 else "less" if wide.high < 0 else VERDICTS[-1]}
+            | {"edited language": told(effects["edited language"]), "n": effect.n}
             | {"value": effect.value, "low": effect.low, "high": effect.high}
         )
     return pd.DataFrame(out)

@@ -130,7 +130,7 @@ def about_sequences(frames: Mapping[str, pd.DataFrame], name: str, reference: st
     table, sentences = beside_unprojected(frames, reference), []
     if len(table):
         less, more = (table.loc[table["verdict"] == verdict, "difference"] for verdict in ("less", "more"))
-        together = f", all {len(table)} comparisons taken together (Bonferroni)" if len(table) > 1 else ""
+        together = f", all {len(table)} comparisons taken together by Bonferroni" if len(table) > 1 else ""
         sentences.append(
             f"{name}, after the whole sequence, beyond what facts not edited gain (n = {table['n'].min()} facts"
             f"{together}): beside {reference}, {_listed(less)} shown to reach other languages less, and "

@@ -160,6 +160,7 @@ def sequences(
             f"several cells of {group!r} in profile {profile.name!r} are called {', '.join(twice)}; they may differ in "
             "method and first language only"
         )
+    skipped: dict[str, list[str]] = {}
     for cell in cells:
         data = load_data(cell.data, CORE)
         key = dict(
@@ -169,16 +170,25 @@ def sequences(
 
         def made(cell: Cell = cell, data: FactSet = data) -> dict:
             if not compute and not is_done(cell, root):
-                raise FileNotFoundError(f"{model.name}: {label(cell)} on {cell.data} was not computed")
+                raise _Skipped
             (result,) = run_cells([cell], model, root, quiet)
             frame = sequence_transfer(result, model, data, root, per_language=per_language, unedited=unedited)
             return _packed(frame)
 
         try:
             found.frames[label(cell)] = pd.DataFrame(kept(_under(records), f"sequence-{cell.method}", key, made))
+        except _Skipped:
+            skipped.setdefault(cell.data, []).append(label(cell))
         except FileNotFoundError as error:
             found.absent.append(str(error))
+    for name, labels in skipped.items():
+        were = "was" if len(labels) == 1 else "were"
+        found.absent.append(f"{model.name}: {', '.join(labels)} on {name} {were} not computed")
     return found
+
+
+class _Skipped(Exception):
+    """A cell is missing, and none is to be computed."""
 
 
 def label(cell: Cell) -> str:

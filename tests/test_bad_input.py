@@ -9,7 +9,7 @@ subject not in the prompt, `{}` missing or doubled   test_records, test_tokens
 empty target, or one without tokens                  test_records, test_tokens, test_editors, test_metrics
 unknown language, method, data set, cell group       test_records, test_study, test_editors
 NaN or infinity in keys, values, covariance, update  test_solve, test_nullspace, test_covariance, test_values, here
-out of memory                                        test_values, test_keys, test_finetune
+out of memory                                        test_memory, test_values, test_keys, test_finetune
 a text longer than the model takes                   test_editors, test_shared_prefix
 two runs that write one file                         test_editing
 a pickle beside weights, code beside a model         here; none is tracked: test_repository

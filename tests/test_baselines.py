@@ -459,7 +459,7 @@ def test_every_method_works_from_its_name_to_a_finished_cell(method, family, wor
     model = build_model(family)
     before = toy.weights(model)
     cell = Cell(
-        model=model.name, data=toy_study.DATA, method=method, settings=settings_for(method, **options),
+        model=model.name, data=toy_study.DATA, method=method, settings=settings_for(method, on=options),
         langs=("en", "de"), batch=2, prefixes=1, prefix_tokens=3,
     )  # fmt: skip
     (result,) = run_cells([cell], model, tmp_path, quiet=True)

@@ -288,6 +288,24 @@ def test_exit_statuses_can_be_trusted_by_scripts(monkeypatch, capsys, arguments,
     assert "Traceback" not in capsys.readouterr().err
 
 
+def test_memory_that_ran_out_is_told_on_one_line_and_other_faults_of_torch_keep_their_traceback(monkeypatch, capsys):
+    monkeypatch.setattr("sys.argv", ["langedit", "inspect", "x"])
+
+    def raising(text):
+        def app():
+            raise RuntimeError(text)
+
+        monkeypatch.setattr(cli, "app", app)
+
+    raising("CUDA out of memory. Tried to allocate 2.00 GiB")
+    with pytest.raises(SystemExit) as stopped:
+        cli.entry()
+    assert stopped.value.code == 1 and capsys.readouterr().err.startswith("error: CUDA out of memory.")
+    raising("shapes do not fit")
+    with pytest.raises(RuntimeError, match="shapes do not fit"):
+        cli.entry()
+
+
 def test_a_setting_out_of_range_is_told_on_one_line(world, monkeypatch, capsys):
     folder, _ = world
     arguments = ["edit", "--model", folder / "base", "--facts", folder / "facts.jsonl", "--output-path", folder / "no",

@@ -45,7 +45,7 @@ def edited(model: EditableModel, method: str, folder: Path, **changes) -> list:
     layers = LAYERS if len(toy.layers_of(method)) > 1 else LAYERS[1:]
     if METHODS[method].get("finetune"):
         changes |= {"finetune": dict(steps=3)}
-    settings = settings_for(method, **(dict(layers=layers, values=ValueSettings(steps=4)) | changes))
+    settings = settings_for(method, on=dict(layers=layers, values=ValueSettings(steps=4)) | changes)
     found = cached_covariance(model, layers, conftest.SENTENCES, folder=folder)
     editor = Editor(model, settings, found, toy.CONTEXTS)
     made = [editor.edit(toy.facts(lang, numbers)) for lang, numbers in (("en", (0, 1)), ("zh", (2, 3)))]

@@ -21,6 +21,7 @@ from langedit_core.keys import KeyReader
 from langedit_core.metrics import score_probes
 from langedit_core.models import EditableModel
 from langedit_core.nullspace import Threshold
+from langedit_core.profiles import hyperparameters
 from langedit_core.records import Probe
 from langedit_core.solve import RidgeMetric, solve_update
 from langedit_core.storage import load_tensors, save_tensors
@@ -61,7 +62,7 @@ def simple_editor(model: EditableModel, method: str, **changes) -> Editor:
         options["covariance_weight"] = 0.1
     options |= changes
     layers = options["layers"]
-    return Editor(model, settings_for(method, **options), toy.covariances(model, layers), toy.CONTEXTS)
+    return Editor(model, settings_for(method, on=options), toy.covariances(model, layers), toy.CONTEXTS)
 
 
 # --- what is written --------------------------------------------------------------------------------------------------
@@ -323,7 +324,7 @@ def test_earlier_facts_lose_nothing_when_later_ones_are_written_by_evoedit(tiny)
 
 @pytest.mark.parametrize("method", ["alphaedit", "memit-seq", "langedit-released"])
 def test_past_keys_that_are_more_than_dimensions_protect_as_before_while_no_more_is_kept(tiny, method):
-    settings = settings_for(method, layers=(1,), ridge=0.1)
+    settings = settings_for(method, on=dict(layers=(1,), ridge=0.1))
     state = LayerState(tiny, 1, settings, toy.covariances(tiny, (1,))[1])
     d, past, sizes = tiny.d_ff, [], []
     generator = torch.Generator().manual_seed(0)
@@ -777,7 +778,7 @@ def test_settings_that_make_no_sense_are_refused_by_name(changes, message):
     ("method", "changes"), [("ft", {}), ("ft-released", {}), ("rome", dict(covariance_weight=0.0))]
 )
 def test_methods_that_read_no_covariance_need_none(method, changes):
-    settings = settings_for(method, layers=toy.layers_of(method), values=ValueSettings(steps=2), **changes)
+    settings = settings_for(method, on=dict(layers=toy.layers_of(method), values=ValueSettings(steps=2)) | changes)
     assert not settings.needs_covariance
     model, other = build_model("llama"), build_model("llama")
     without = Editor(model, settings, {}, toy.CONTEXTS).edit(toy.facts("en", range(2)))[1]
@@ -828,3 +829,35 @@ def test_probes_do_not_influence_an_edit(tiny):
     one = simple_editor(tiny, "langedit").edit([plain])[1]
     other = simple_editor(build_model("llama"), "langedit").edit([rich])[1]
     assert all(torch.equal(one[layer].delta, other[layer].delta) for layer in LAYERS)
+
+
+@pytest.mark.parametrize(
+    ("method", "change", "told"),
+    [
+        ("memit", dict(ridge=0.5), "covariance_weight"),
+        ("rome", dict(hold_ridge=True), "projects onto nothing"),
+        ("langedit", dict(covariance_weight=100.0), "ridge"),
+        ("ft", dict(covariance_weight=3.0), "trains the matrices"),
+        ("langedit", dict(sphere_share=0.9), "sphere is 0"),
+    ],
+)
+def test_a_setting_that_the_method_does_not_read_is_refused(method, change, told):
+    (name,) = change
+    with pytest.raises(ValueError, match=f"{method} does not read {name}.*{told}"):
+        settings_for(method, layers=(1,), **change)
+    with pytest.raises(ValueError, match=f"{method} does not read {name}"):
+        hyperparameters("atlas-lm", method, layers=(1,), **change)
+
+
+@every_method
+def test_another_value_of_what_is_called_unread_makes_the_same_update(method):
+    made, options = [], dict(layers=toy.layers_of(method), values=ValueSettings(steps=2))
+    usual = settings_for(method, on=options)
+    others = dict(ridge=7.0, relative_ridge=False, hold_ridge=True, covariance_weight=7.0, sphere_share=0.1)
+    changed = {name: others[name] for name in usual.unread()}
+    for settings in (usual, settings_for(method, on=options | changed)):
+        model = build_model("llama")
+        editor = Editor(model, settings, toy.covariances(model, settings.layers), toy.CONTEXTS)
+        made += [editor.edit(batch)[1] for batch in batches(2)[:2]]
+    assert changed and all(toy.same(one[layer].tensors(), other[layer].tensors())
+                           for one, other in zip(made[:2], made[2:], strict=True) for layer in one)  # fmt: skip

@@ -42,7 +42,7 @@ def cell(method="langedit", *, langs=("en",), facts=4, **changes) -> Cell:
     if toy.pays_for_the_covariance(method):
         options["covariance_weight"] = 1.0
     fields = dict(model="m", data="toy", method=method, langs=langs, batch=facts, prefixes=2, prefix_tokens=5)
-    return Cell(settings=settings_for(method, **(options | changes)), **fields)
+    return Cell(settings=settings_for(method, on=options | changes), **fields)
 
 
 def counted(model, requests, of) -> Texts:

@@ -62,11 +62,12 @@ class Recorded:
             steps=h["v_num_grad_steps"], kl_prompt=self.requests["kl_prompt"],
         )  # fmt: skip
         constants = self.requests["hparams"]["langedit_constants"]
-        return settings_for(
-            method, layers=self.layers, values=values, spread="residual", relative_ridge=False,
+        common = dict(
+            layers=self.layers, values=values, spread="residual", relative_ridge=False,
             threshold=Threshold(kind="absolute", value=h["nullspace_threshold"]),
-            released_counts=(constants["n0"], constants["per_batch"]), **changes,
+            released_counts=(constants["n0"], constants["per_batch"]),
         )  # fmt: skip
+        return settings_for(method, on=common, **changes)
 
     def covariances(self) -> dict[int, KeyCovariance]:
         return {layer: KeyCovariance(gram=self.common[f"cov0/layer{layer}"].double(), count=1) for layer in self.layers}

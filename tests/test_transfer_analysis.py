@@ -550,7 +550,7 @@ def test_a_difference_that_one_of_many_comparisons_may_show_by_chance_is_not_sho
     (alone,) = after_sequence(memit=0.5, alphaedit=better)
     assert "alphaedit is shown to reach them more" in alone
     (found,) = after_sequence(memit=0.5, alphaedit=better, **{f"m{i}": 0.5 for i in range(19)})
-    assert "all 20 comparisons taken together (Bonferroni)" in found and found.count("no method is shown") == 2
+    assert "all 20 comparisons taken together by Bonferroni" in found and found.count("no method is shown") == 2
 
 
 def test_all_methods_that_differ_are_named():

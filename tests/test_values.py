@@ -296,7 +296,7 @@ def test_every_method_edits_a_model_in_half_precision(method, dtype):
     model, layers = in_half("llama", dtype), toy.layers_of(method)
     values = ValueSettings(steps=4, radius=1.0, clamp=30.0)
     editor = Editor(
-        model, settings_for(method, layers=layers, values=values), toy.covariances(model, layers), toy.CONTEXTS
+        model, settings_for(method, on=dict(layers=layers, values=values)), toy.covariances(model, layers), toy.CONTEXTS
     )
     check_edits(editor, dtype)
 

@@ -141,7 +141,7 @@ def exact_editor(model: EditableModel, method: str, batches, layers=None, **chan
         options["covariance_weight"] = 1.0
         for covariance in found.values():  # memit has no hard projection: other tokens are expensive, the rest is free
             covariance.gram = 1e8 * covariance.gram + 1e-6 * covariance.count * torch.eye(model.d_ff).double()
-    return Editor(model, settings_for(method, **(options | changes)), found, BARE)
+    return Editor(model, settings_for(method, on=options | changes), found, BARE)
 
 
 def weights(model: EditableModel) -> dict[str, torch.Tensor]:

@@ -22,7 +22,7 @@ def editor(model: EditableModel, method: str = "langedit", **changes) -> Editor:
     options = dict(layers=layers, values=ValueSettings(steps=3), threshold=Threshold(kind="fraction", value=0.8))
     if toy.pays_for_the_covariance(method):
         options["covariance_weight"] = 0.1
-    settings = settings_for(method, **(options | changes))
+    settings = settings_for(method, on=options | changes)
     return Editor(model, settings, toy.covariances(model, settings.layers), toy.CONTEXTS)
 
 

@@ -42,7 +42,7 @@ def cell(method: str = "evoedit", **changes) -> Cell:
     if toy.pays_for_the_covariance(method):
         options["covariance_weight"] = 0.1
     fields = dict(
-        model="tiny-llama", data=DATA, method=method, settings=settings_for(method, **options), langs=("en", "de"),
+        model="tiny-llama", data=DATA, method=method, settings=settings_for(method, on=options), langs=("en", "de"),
         rounds=2, batch=2, prefixes=1, prefix_tokens=4,
     )  # fmt: skip
     return Cell(**(fields | changes))

@@ -53,7 +53,7 @@ def editing(method: str = "langedit", **changes) -> EditSettings:
         layers=toy.layers_of(method), values=ValueSettings(steps=3), threshold=Threshold(kind="fraction", value=0.8),
         ridge=0.1,
     )  # fmt: skip
-    return settings_for(method, **(options | changes))
+    return settings_for(method, on=options | changes)
 
 
 SETTINGS = TransferSettings(facts=3, langs=("en", "de", "zh"), prefixes=1, corpus_limit=8)
