@@ -341,6 +341,26 @@ def synthetic(widths: str, results: str | Path | None = None, seed: int = 0) -> 
     return pd.concat(parts, ignore_index=True)[list(LIMIT_COLUMNS)]
 
 
+def fit_table(fit: pd.DataFrame) -> pd.DataFrame:
+    """`capacity.fit_limits` as it is read, exponents with their standard errors."""
+    names = {
+        "constant": "constant",
+        "width": "a, of d",
+        "fraction": "b, of f",
+        "correlation": "c, of participation/free",
+    }
+    rows = [
+        {"share of the start": row["share"], "synthetic keys": int(row["n"])}
+        | {
+            heading: f"{row[name]:.2f}" + ("" if name == "constant" else f" ± {row[f'{name}_se']:.2f}")
+            for name, heading in names.items()
+        }
+        | {"error, median": "n/a" if np.isnan(row["error"]) else f"{row['error']:.0%}"}
+        for row in fit.to_dict("records")
+    ]
+    return pd.DataFrame(rows)
+
+
 def fitted_on_real(fit: pd.DataFrame, told: pd.DataFrame, found: pd.DataFrame, d: int) -> pd.DataFrame:
     """The fit of synthetic keys, asked about the real ones: fraction, share (of the capacity at the start), fitted,
     measured (NaN where it is not reached)."""

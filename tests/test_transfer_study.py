@@ -18,7 +18,7 @@ from langedit_core.atlas_corpus import AtlasCorpus
 from langedit_core.atlas_variants import VARIANTS, role_of
 from langedit_core.contexts import Contexts
 from langedit_core.covariance import cached_covariance
-from langedit_core.editors import Editor
+from langedit_core.editors import METHODS, Editor
 from langedit_core.factors import stored_updates
 from langedit_core.languages import CORE
 from langedit_core.metrics import METRICS
@@ -218,7 +218,8 @@ def profile(**changes) -> Profile:
 
 
 def cell_of(method="langedit", **changes) -> Cell:
-    of = profile(methods=[method]).cells("transfer")[0]
+    reads = CHANGES if METHODS[method]["space"] != "whole" else {k: v for k, v in CHANGES.items() if k != "ridge"}
+    of = profile(methods=[method], changes=[reads]).cells("transfer")[0]
     return of.model_copy(update=changes)
 
 
