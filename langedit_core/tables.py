@@ -162,7 +162,7 @@ def split_constant(frame: pd.DataFrame, *columns: str) -> tuple[pd.DataFrame, st
     """The table without those of `columns` that say the same in every row, and a sentence that says it once."""
     same = {name: frame[name].iloc[0] for name in columns if name in frame and frame[name].nunique(dropna=False) == 1}
     told = "; ".join(f"{name}: {_show(value)}" for name, value in same.items())
-    return frame.drop(columns=list(same)), f"In all rows {told}." if told else ""
+    return frame.drop(columns=list(same)), f"In all rows, {told}." if told else ""
 
 
 def headline(frame: pd.DataFrame, bold: Collection[tuple] = ()) -> pd.DataFrame:

@@ -18,6 +18,7 @@ from langedit_core.tables import (
     latex_table,
     markdown_table,
     save_table,
+    split_constant,
 )
 
 
@@ -247,3 +248,19 @@ def test_where_nothing_can_be_written_the_cure_is_named_and_no_half_table_left(f
     with pytest.raises(CannotWrite, match=r"f\.svg cannot be written"):
         plots.save(Figure(), tmp_path / "tables", "f")
     assert [path.name for path in tmp_path.iterdir()] == ["tables"]
+
+
+def test_numbers_from_ten_on_show_three_digits():
+    shown = {1.5: "1.500", 9.9994: "9.999", 9.9996: "10.0", 71.593: "71.6", 99.96: "100", 188.5: "188", 1549.0: "1549"}
+    shown |= {-27.34: "-27.3", 0.0: "0.000", 5e-4: "5.00e-04", 123456.0: "1.23e+05"}
+    for value, text in shown.items():
+        assert markdown_table(pd.DataFrame({"a": [value]})).splitlines()[2] == f"| {text} |"
+
+
+def test_what_all_rows_say_is_said_once():
+    frame = pd.DataFrame({"method": ["a", "b"], "n": [3, 3], "machine": ["x, 1 thread"] * 2})
+    table, told = split_constant(frame, "machine")
+    assert list(table) == ["method", "n"] and told == "In all rows, machine: x, 1 thread."
+    table, told = split_constant(frame.assign(machine=["x", "y"]), "machine", "absent")
+    assert list(table) == list(frame) and told == ""
+    assert split_constant(pd.DataFrame(), "machine")[1] == ""
