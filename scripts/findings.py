@@ -300,8 +300,10 @@ def larger() -> str:
 
 def released() -> str:
     names = ("langedit-released", "langedit-literal")
-    mean = [against("langedit", m, data) for m in names for data in DATA]
-    holds(all(each["verdict"] == "worse" for each in mean), "the code and the letter keep more than the mean")
+    mean = {(m, data): against("langedit", m, data) for m in names for data in DATA}
+    unclear = [at for at, each in mean.items() if each["verdict"] != "worse"]
+    holds(unclear == [("langedit-literal", "bzsre")], "code and letter keep more than the mean but for one on bzsRE")
+    shown = f"shown, but for `{unclear[0][0]}` on {DATA[unclear[0][1]]}"
     beside = {m: {data: against(m, "alphaedit", data) for data in DATA} for m in names}
     holds(not any(d["verdict"] == "better" for of in beside.values() for d in of.values()), "never more than AlphaEdit")
     less = against("langedit-literal", "alphaedit", metric="specificity_same")
@@ -314,11 +316,11 @@ def released() -> str:
         all(beside[names[0]][data][["n", "seeds"]].equals(beside[names[1]][data][["n", "seeds"]]) for data in DATA),
         "both readings were run on the same facts and seeds",
     )
-    gains = [-float(each["difference"].split()[0]) for each in mean]
+    gains = [-float(each["difference"].split()[0]) for each in mean.values()]
     return (
         "**Readings in which past keys weigh more keep more than the mean, and are nowhere shown to keep more than "
         "AlphaEdit.** On the three data sets the released code and the paper's recursion to the letter keep "
-        f"{100 * min(gains):.0f} to {100 * max(gains):.0f} points more than `langedit` (all shown). Beside `alphaedit` "
+        f"{100 * min(gains):.0f} to {100 * max(gains):.0f} points more than `langedit` ({shown}). Beside `alphaedit` "
         f"it is, in points, for {'; for '.join(told)} (facts in seeds: {_and(counts)}, {N02}). The code also "
         "pays for moving past keys, as `alphaedit` does; the letter has "
         f"{told_of(less)} points of specificity beside it on mzsRE. After {short[0]['n']} edits "
